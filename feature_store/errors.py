@@ -1,0 +1,59 @@
+"""Errors a user can cause, shared by every part of Headwater.
+
+    HeadwaterError
+    |- InputError            the user's input is wrong: exit status 2
+    |  |- JobError           a job file: unknown key, wrong value, contradiction
+    |  |- DataError          raw data: missing file or column, wrong type, bad label, empty data
+    |  |- FeatureError       an encoder cannot take the column it was given
+    |  |- ShardError         prepared data: corrupt, incomplete, or made by another schema
+    |  |- RunError           a run folder: incomplete, or of another job
+    |  `- ReleaseError       a release: corrupt, incomplete, or refused by its own golden rows
+    |- TrainingError         training stopped by itself, as on a non-finite loss: exit status 1
+    `- OutputError           the result could not be written, as on a full disk: exit status 1
+
+A message says where, what was found, what was expected, and the remedy.
+"""
+
+
+class HeadwaterError(Exception):
+    """Base of every error that Headwater raises on purpose; `exit_status` is the process's status."""
+
+    exit_status = 1
+
+
+class InputError(HeadwaterError):
+    """The user's input is wrong; the message names the file, key, column or row."""
+
+    exit_status = 2
+
+
+class JobError(InputError):
+    """A job file has an unknown key, a wrong value or a contradiction."""
+
+
+class DataError(InputError):
+    """Raw data is absent, empty, of a wrong type, or has a label outside {0, 1}."""
+
+
+class FeatureError(InputError):
+    """An encoder cannot take the column it was given."""
+
+
+class ShardError(InputError):
+    """Prepared data is corrupt, incomplete, or was made with another schema."""
+
+
+class RunError(InputError):
+    """A run folder is incomplete or belongs to another job."""
+
+
+class ReleaseError(InputError):
+    """A release is corrupt, incomplete, or misses its own golden rows."""
+
+
+class TrainingError(HeadwaterError):
+    """Training stopped by itself, as on a non-finite loss."""
+
+
+class OutputError(HeadwaterError):
+    """A result could not be written, as on a full disk; what was there before is untouched."""

@@ -1,0 +1,166 @@
+"""What a fitted feature is: raw columns, programs of primitives, and the schema that joins them.
+
+Light on purpose: only msgspec and the standard library, so that the online service reads the same
+types without polars, pyarrow or onnx. A schema is a JSON file; everything learned by `fit` is in it.
+
+Codes (int32): 0 = missing or padding, 1 = unknown, values from 2.
+Missing on the wire and in the graph: NaN (double), '' (string), INT64_MIN (int64).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Dtype = Literal["int64", "double", "string"]
+INT64_MIN = -(2**63)
+MISSING_CODE = 0
+UNKNOWN_CODE = 1
+FIRST_CODE = 2
+
+
+class RawColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of the raw logs, and the input of the same name of a release.
+
+    A scalar is a `[N, 1]` tensor; a list is a padded `[N, L]` tensor beside `<name>.length`, int64 `[N, 1]`.
+    """
+
+    name: str
+    dtype: Dtype
+    is_list: bool = False
+
+
+class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
+    """int64 or string to code: the position of the value in `keys` plus 2; 1 where it is not there.
+
+    With `codes` (same length as `keys`), the code is `codes[position]`: several keys may share one.
+    """
+
+    keys: tuple[int, ...] | tuple[str, ...]
+    codes: tuple[int, ...] | None = None
+
+
+class Edges(msgspec.Struct, frozen=True, tag="edges"):
+    """double or int64 to code: 2 plus the number of `values` (ascending float64) that are <= x."""
+
+    values: tuple[float, ...]
+
+
+class Affine(msgspec.Struct, frozen=True, tag="affine"):
+    """double or int64 to float32: `x * scale + offset`, computed in float64, then rounded once."""
+
+    scale: float
+    offset: float
+
+
+class Hash(msgspec.Struct, frozen=True, tag="hash"):
+    """string or int64 to code: 2 plus MurmurHash3 (32 bit, `seed`) of the decimal text modulo `num_buckets`."""
+
+    num_buckets: int
+    seed: int = 0
+
+
+class Calendar(msgspec.Struct, frozen=True, tag="calendar"):
+    """int64 UTC time to code: 2 plus the part of the calendar, at a fixed offset from UTC.
+
+    hour 0..23, weekday 0 (Monday)..6, weekend 0/1, hour_of_week 0..167.
+    """
+
+    part: Literal["hour", "weekday", "weekend", "hour_of_week"]
+    unit: Literal["s", "ms", "us"] = "ms"
+    utc_offset_minutes: int = 0
+
+
+class Cross(msgspec.Struct, frozen=True, tag="cross"):
+    """Codes of other columns to one int64: their mixed-radix number; INT64_MIN where any code is 0."""
+
+    cardinalities: tuple[int, ...]
+
+
+class Missing(msgspec.Struct, frozen=True, tag="missing"):
+    """`fill` where the program's input was missing, else the value so far; the last elementwise step."""
+
+    fill: float = MISSING_CODE
+
+
+class Pad(msgspec.Struct, frozen=True, tag="pad"):
+    """A list to exactly `length` entries: the newest (`tail`) or first (`head`) kept, 0 behind them."""
+
+    length: int
+    keep: Literal["tail", "head"] = "tail"
+
+
+Step = Lookup | Edges | Affine | Hash | Calendar | Cross | Missing | Pad
+
+
+class EncodedColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """One fitted feature: its program, and the shape of what the program gives.
+
+    `inputs` names one raw column; for a crossed column it names earlier encoded columns.
+    """
+
+    name: str
+    encoder: str
+    """Registered name of the encoder that was fitted."""
+    inputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    cardinality: int
+    """Rows of the embedding table, with the rows for missing and unknown; 0 for a dense column."""
+    length: int = 1
+    """Codes per example: 1 for a scalar, L for a list."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How a list's embeddings become one; without meaning for a scalar."""
+
+    @property
+    def is_dense(self) -> bool:
+        """True for a float32 number, False for codes of an embedding table."""
+        return self.cardinality == 0
+
+
+class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """All fitted features of a job, in the order in which the job declares them."""
+
+    raw: tuple[RawColumn, ...]
+    columns: tuple[EncodedColumn, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex SHA-256 of the canonical JSON: equal exactly when codes are equal for every input."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+    @property
+    def codes(self) -> tuple[EncodedColumn, ...]:
+        """Columns with an embedding table, in order; they share the int32 matrix `codes_BW` of a batch."""
+        return tuple(column for column in self.columns if not column.is_dense)
+
+    @property
+    def dense(self) -> tuple[EncodedColumn, ...]:
+        """Float columns, in order: the columns of the float32 matrix `dense_BD` of a batch."""
+        return tuple(column for column in self.columns if column.is_dense)
+
+    @property
+    def width(self) -> int:
+        """W of `codes_BW`: one slot per scalar, L per list."""
+        return sum(column.length for column in self.codes)
+
+    def slots(self) -> Iterator[tuple[EncodedColumn, slice]]:
+        """Yield each code column with its slice of the columns of `codes_BW`."""
+        start = 0
+        for column in self.codes:
+            yield column, slice(start, start + column.length)
+            start += column.length
+
+
+def read_schema(path: Path) -> Schema:
+    """Return the schema in a JSON file; msgspec's error names the path inside it."""
+    return msgspec.json.decode(path.read_bytes(), type=Schema)
+
+
+def write_schema(schema: Schema, path: Path) -> None:
+    """Write the canonical JSON, which is what `Schema.hash` hashes."""
+    path.write_bytes(msgspec.json.encode(schema))

@@ -1,0 +1,80 @@
+"""The manifest of a release: the only contract between training and serving.
+
+A release is `releases/<name>/<version>/` with `model.onnx` (raw features in, `prob` out), perhaps external
+data beside it, and `manifest.json`, written and renamed as one. `docs/release.md` describes the format.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from headwater.feature_store.schema import Dtype
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """A raw input tensor of the graph: `[N, 1]`, or padded `[N, L]` beside `<name>.length` for a list."""
+
+    name: str
+    dtype: Dtype
+    is_list: bool = False
+    role: Literal["context", "candidate"] = "candidate"
+    """A context input may be given once, as `[1, ..]`, for all N candidates."""
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """An output tensor of the graph: float32 `[N]`."""
+
+    name: str
+
+
+class Feature(msgspec.Struct, frozen=True, kw_only=True):
+    """What a raw input became: the summary of an encoded column, without its keys."""
+
+    name: str
+    encoder: str
+    inputs: tuple[str, ...]
+    cardinality: int
+    length: int
+
+
+class Golden(msgspec.Struct, frozen=True, kw_only=True):
+    """Raw rows with their scores; a release that misses them never becomes ready.
+
+    `rows` maps an input to one value a row: null where missing, a list for a list column.
+    """
+
+    rows: dict[str, list[Any]]
+    scores: list[float]
+    tolerance: float
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json`. Unknown fields are ignored, so that older services read newer releases."""
+
+    format_version: int
+    name: str
+    version: int
+    headwater_version: str
+    created_ts_ms: int
+    model_type: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    features: tuple[Feature, ...]
+    schema_hash: str
+    calibration: dict[str, float]
+    """`negative_rate`: share of negatives kept in training; the graph corrects the logit by its logarithm."""
+    metrics: dict[str, dict[str, float]]
+    """Metrics by split, as in the run's metrics.json."""
+    parity: dict[str, float]
+    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, `latency_ms_1`, `latency_ms_32`, `latency_ms_512`."""
+    time_range_ms: tuple[int, int] | None
+    """First and last event time of the training data, where the job names a time column."""
+    files: dict[str, str]
+    """Hex SHA-256 of every other file of the release, by name."""
+    golden: Golden
