@@ -1,0 +1,160 @@
+"""What a command shows: its result, its progress and its log.
+
+Results go to standard output, everything else to standard error, so that `headwater run --json | tail -1`
+is one JSON object. A progress bar appears on a terminal only; a file or a pipe gets a plain line now and then.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
+
+LINE_EVERY_S = 10.0
+"""Seconds between two plain lines of progress."""
+
+
+def emit(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:
+    """Print a command's result: `text` for a reader, or `result` as one line of JSON.
+
+    Paths become text, NaN and infinities become null (JSON has neither).
+    """
+    print(to_json(result) if as_json else text, flush=True)
+
+
+def to_json(result: Mapping[str, Any]) -> str:
+    """Return `result` as one line of JSON."""
+    return msgspec.json.encode(dict(result), enc_hook=_plain).decode()
+
+
+def note(text: str) -> None:
+    """Tell the reader, on standard error, what is being done or should be known."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Progress of one piece of work: `with Progress("encode", total=n, unit="rows") as bar: bar.advance(k)`.
+
+    A tqdm bar where standard error is a terminal; otherwise a line every `LINE_EVERY_S` and one at the end.
+    """
+
+    def __init__(
+        self, description: str, *, total: int | None = None, unit: str = "steps"
+    ) -> None:
+        self._description = description
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._fields: dict[str, float] = {}
+        self._start_s = self._line_s = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            # Late: tqdm comes with the train extra, and no command of another extra needs it.
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, desc=description, unit=f" {unit}", unit_scale=True
+            )
+
+    def advance(self, count: int = 1, **fields: float) -> None:
+        """Count `count` more units as done; `fields` (as `loss=0.31`) are shown beside them."""
+        self._done += count
+        self._fields.update(fields)
+        if self._bar is not None:
+            if fields:
+                self._bar.set_postfix(self._fields, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._line_s >= LINE_EVERY_S:
+            self._line_s = time.monotonic()
+            note(self.line())
+
+    def line(self) -> str:
+        """Return the state as one line: what, how much, how fast, and the fields of the last step."""
+        speed = self._done / max(time.monotonic() - self._start_s, 1e-9)
+        if self._total:
+            share = 100 * self._done / self._total
+            amount = f"{self._done:,} of {self._total:,} {self._unit} ({share:.0f} %)"
+        else:
+            amount = f"{self._done:,} {self._unit}"
+        values = "".join(
+            f", {name} {value:.5g}" for name, value in self._fields.items()
+        )
+        return f"{self._description}: {amount}, {speed:,.0f} {self._unit}/s{values}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif error is None:
+            note(self.line())
+
+
+def progress(
+    items: Iterable[T],
+    description: str,
+    *,
+    total: int | None = None,
+    unit: str = "steps",
+) -> Iterator[T]:
+    """Yield `items`, counting each as one unit of a `Progress`."""
+    with Progress(description, total=total, unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def configure_logging(*, as_json: bool) -> None:
+    """Send structlog to standard error: JSON lines for services, readable lines otherwise."""
+    # Late: `headwater --help` logs nothing.
+    import structlog
+
+    renderer: structlog.types.Processor
+    if as_json:
+        renderer = structlog.processors.JSONRenderer()
+        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        trace: structlog.types.Processor = structlog.processors.dict_tracebacks
+    else:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        trace = structlog.processors.StackInfoRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            stamp,
+            trace,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _plain(value: object) -> object:
+    """Turn what msgspec does not know into what it does: paths into text, numpy scalars into numbers."""
+    if isinstance(value, PurePath):
+        return str(value)
+    item = getattr(value, "item", None)
+    if callable(item):
+        return item()
+    raise NotImplementedError(f"a result cannot hold {type(value).__name__}")

@@ -1,0 +1,76 @@
+"""What a command shows: one JSON line, plain progress away from a terminal, logs on standard error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+
+from headwater.pipelines import console
+from headwater.pipelines.console import Progress, configure_logging, emit, progress
+
+
+def test_json_result_is_one_line_with_plain_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = {"run": Path("runs/a"), "auc": np.float32(0.5), "bad": float("nan")}
+    emit(result, as_json=True, text="not shown")
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"run": "runs/a", "auc": 0.5, "bad": None}
+    ]
+
+
+def test_text_result_goes_to_standard_output(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    emit({"run": "a"}, as_json=False, text="done")
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_progress_away_from_a_terminal_is_one_line_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert list(progress(iter("abc"), "read", total=3, unit="files")) == ["a", "b", "c"]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("read: 3 of 3 files (100 %), ")
+    assert captured.err.count("\n") == 1
+
+
+def test_long_progress_writes_lines_with_its_fields(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+    with Progress("train", unit="rows") as bar:
+        bar.advance(4096, loss=0.69315)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("train: 4,096 rows, ")
+    assert first.endswith("loss 0.69315")
+
+
+def test_failed_work_writes_no_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="stop"), Progress("train"):
+        raise ValueError("stop")
+    assert capsys.readouterr().err == ""
+
+
+def test_service_logs_are_json_lines_on_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(as_json=True)
+    try:
+        structlog.get_logger().info("release loaded", version=3)
+    finally:
+        structlog.reset_defaults()
+    captured = capsys.readouterr()
+    entry = json.loads(captured.err)
+    assert captured.out == ""
+    assert (entry["event"], entry["version"], entry["level"]) == (
+        "release loaded",
+        3,
+        "info",
+    )
