@@ -1,0 +1,1 @@
+"""The jobs: from raw logs to a release, and the `headwater` command that starts them."""

@@ -48,9 +48,7 @@ class Progress:
     A tqdm bar where standard error is a terminal; otherwise a line every `LINE_EVERY_S` and one at the end.
     """
 
-    def __init__(
-        self, description: str, *, total: int | None = None, unit: str = "steps"
-    ) -> None:
+    def __init__(self, description: str, *, total: int | None = None, unit: str = "steps") -> None:
         self._description = description
         self._total = total
         self._unit = unit
@@ -62,9 +60,7 @@ class Progress:
             # Late: tqdm comes with the train extra, and no command of another extra needs it.
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=total, desc=description, unit=f" {unit}", unit_scale=True
-            )
+            self._bar = tqdm(total=total, desc=description, unit=f" {unit}", unit_scale=True)
 
     def advance(self, count: int = 1, **fields: float) -> None:
         """Count `count` more units as done; `fields` (as `loss=0.31`) are shown beside them."""
@@ -86,9 +82,7 @@ class Progress:
             amount = f"{self._done:,} of {self._total:,} {self._unit} ({share:.0f} %)"
         else:
             amount = f"{self._done:,} {self._unit}"
-        values = "".join(
-            f", {name} {value:.5g}" for name, value in self._fields.items()
-        )
+        values = "".join(f", {name} {value:.5g}" for name, value in self._fields.items())
         return f"{self._description}: {amount}, {speed:,.0f} {self._unit}/s{values}"
 
     def __enter__(self) -> Self:

@@ -19,9 +19,7 @@ def test_json_result_is_one_line_with_plain_values(
     result = {"run": Path("runs/a"), "auc": np.float32(0.5), "bad": float("nan")}
     emit(result, as_json=True, text="not shown")
     lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"run": "runs/a", "auc": 0.5, "bad": None}
-    ]
+    assert [json.loads(line) for line in lines] == [{"run": "runs/a", "auc": 0.5, "bad": None}]
 
 
 def test_text_result_goes_to_standard_output(
