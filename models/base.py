@@ -1,0 +1,55 @@
+"""What every model is: a config, the embeddings it asks for, and a module from tensors to a logit.
+
+B examples, F features (code columns after pooling, then dense columns, in schema order), D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from headwater.feature_store.config import Config
+
+
+class ModelConfig(Config):
+    """Settings that every model shares; each model adds its own fields."""
+
+    embedding_dim: int = 16
+    """Dimension of the embedding of one feature; fused tables want a multiple of 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A set of embedding tables that a model asks for: one vector a feature, concatenated as (B, F, dim)."""
+
+    dim: int
+    columns: tuple[str, ...] | None = None
+    """Encoded columns to embed, in this order; None for all of the schema, in schema order."""
+
+
+class CTRModel(nn.Module):
+    """Base of click models. A subclass sets `config_class`, builds its layers, and writes `forward`.
+
+    It never sees a column name, an optimiser or a device: `models/embeddings.py` turns a batch into the
+    tensors that `slots` names, and `forward` takes them as keyword arguments of the same names.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+
+    def __init__(self, config: ModelConfig, *, num_features: int) -> None:
+        """Build the layers for `num_features` features of dimension `config.embedding_dim`."""
+        super().__init__()
+        self.config = config
+        self.num_features = num_features
+
+    @classmethod
+    def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
+        """Return the embeddings that `forward` wants, by argument name; by default one main table."""
+        return {"emb_BFD": Slot(config.embedding_dim)}
+
+    def forward(self, *args: Tensor, **slots: Tensor) -> Tensor:
+        """Return the click logit, shape (B,)."""
+        raise NotImplementedError

@@ -1,0 +1,34 @@
+"""The models a job file can name. An entry is `module:Class`, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from headwater.feature_store.errors import JobError
+
+MODELS = {
+    "logistic_regression": "headwater.models.ctr.logistic_regression:LogisticRegression",
+    "fm": "headwater.models.ctr.fm:FM",
+    "dnn": "headwater.models.ctr.dnn:DNN",
+    "dual_mlp": "headwater.models.ctr.dual_mlp:DualMLP",
+    "deepfm": "headwater.models.ctr.deepfm:DeepFM",
+    "dcnv2": "headwater.models.ctr.dcnv2:DCNv2",
+    "finalmlp": "headwater.models.ctr.finalmlp:FinalMLP",
+}
+
+
+def load_model(name: str) -> type[Any]:
+    """Return the class of a registered name or of `package.module:Class`; JobError names what is wrong."""
+    target = MODELS.get(name, name)
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        known = ", ".join(MODELS)
+        raise JobError(
+            f"model.type: unknown model {name!r}. Known: {known}. "
+            "Your own model is named as 'package.module:Class'."
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise JobError(f"model.type: cannot import {target!r}: {error}.") from error

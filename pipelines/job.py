@@ -1,0 +1,321 @@
+"""The job file: five sections that declare data, features, model, training and export.
+
+TOML in, frozen pydantic models out; every wrong key is reported at once with its path. Values come from
+defaults, then the file, then `--set key=value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from headwater.feature_store.config import Config
+from headwater.feature_store.encoders import Encoder
+from headwater.feature_store.errors import JobError
+
+
+class Join(Config):
+    """A side table joined to every row of the data, as users or items to ratings."""
+
+    path: str | list[str]
+    """Path, glob or fsspec URL of the side table (Parquet, CSV or NDJSON)."""
+    on: str | list[str]
+    """Key columns, of the same names on both sides; they must be unique in the side table."""
+    how: Literal["left", "inner"] = "left"
+    """`left` keeps rows without a match, with nulls; `inner` drops them."""
+    columns: list[str] | None = None
+    """Columns to take from the side table; all when absent."""
+
+
+class TimeSplit(Config):
+    """The newest rows are held out: the last `test` share for test, the `valid` share before it."""
+
+    by: Literal["time"] = "time"
+    column: str
+    """Column that orders the rows."""
+    valid: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows for validation."""
+    test: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows for test."""
+
+
+class RatioSplit(Config):
+    """Rows are held out at random: the same rows for the same seed and data."""
+
+    by: Literal["ratio"] = "ratio"
+    valid: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows for validation."""
+    test: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows for test."""
+    seed: int = 0
+    """Seed of the assignment."""
+
+
+class LeaveOneOutSplit(Config):
+    """Each user's newest row is for test, the one before it for validation."""
+
+    by: Literal["leave-one-out"] = "leave-one-out"
+    user: str
+    """Column of the user."""
+    time: str
+    """Column that orders a user's rows."""
+
+
+class ColumnSplit(Config):
+    """A column of the data says where a row belongs, by the values given here."""
+
+    by: Literal["column"] = "column"
+    column: str
+    """Column that holds the name of the split."""
+    train: str = "train"
+    """Its value for training rows."""
+    valid: str = "valid"
+    """Its value for validation rows."""
+    test: str = "test"
+    """Its value for test rows."""
+
+
+Split = Annotated[
+    TimeSplit | RatioSplit | LeaveOneOutSplit | ColumnSplit, Field(discriminator="by")
+]
+
+
+class Data(Config):
+    """Where the rows are: `train`, `valid` and `test`, or one `source` and a `split` rule."""
+
+    train: str | list[str] | None = None
+    """Training rows: path, glob or fsspec URL, or a list of them (Parquet, CSV or NDJSON)."""
+    valid: str | list[str] | None = None
+    """Validation rows, which choose the best epoch."""
+    test: str | list[str] | None = None
+    """Test rows, reported once; may be absent."""
+    source: str | list[str] | None = None
+    """All rows in one place, to be divided by `split`."""
+    split: Split | None = None
+    """How `source` is divided."""
+    join: list[Join] = []
+    """Side tables."""
+    derive: dict[str, str] = {}
+    """New columns as Polars SQL expressions, as `label = "rating >= 4"`: for labels, filters, weights, keys."""
+    filter: str | None = None
+    """A Polars SQL condition that rows must meet, evaluated after `derive`."""
+    negative_rate: float = Field(1.0, gt=0, le=1)
+    """Share of the negatives that sampling left in these files; the release corrects its probabilities by it."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Data:
+        if self.source is not None:
+            if self.train or self.valid or self.test:
+                raise ValueError("give `source` with `split`, or `train`, `valid` and `test`, not both")
+            if self.split is None:
+                raise ValueError("`source` needs a `split` rule, as split = {by = \"ratio\"}")
+        elif self.train is None or self.valid is None:
+            raise ValueError("give `train` and `valid` (and `test`), or `source` with `split`")
+        elif self.split is not None:
+            raise ValueError("`split` goes with `source`")
+        return self
+
+
+class Features(Config):
+    """Label, keys and encoded columns."""
+
+    label: str
+    """Column of the label, 0 or 1 (a bool is read as such)."""
+    columns: list[Encoder] = Field(min_length=1)
+    """The features, each with its encoder; `docs/encoders.md` lists them."""
+    user: str | None = None
+    """Column of the user."""
+    item: str | None = None
+    """Column of the item."""
+    time: str | None = None
+    """Column of the event time; the release states the range it was trained on."""
+    group: str | None = None
+    """Column that groups rows for grouped AUC; the user when absent."""
+    weight: str | None = None
+    """Column of the training weight, not negative."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Features:
+        names = [column.name for column in self.columns]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"columns: {', '.join(twice)} declared twice; `name` must be unique")
+        return self
+
+
+class ModelSection(BaseModel):
+    """`type`, then the model's own settings, which that model's Config checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    type: str
+    """A registered name, or `package.module:Class` of your own."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the model's own settings, as in the file."""
+        return dict(self.model_extra or {})
+
+
+class SparseOptimizer(Config):
+    """How embedding tables learn."""
+
+    mode: Literal["fused", "dense"] = "fused"
+    """`fused`: TorchRec tables with row-wise Adagrad in the backward pass, sharded over ranks.
+    `dense`: plain torch tables under Adam with whole-table L2, for parity with published settings."""
+    lr: float = Field(0.02, gt=0)
+    """Learning rate."""
+    l2: float = Field(0.0, ge=0)
+    """Weight of the L2 penalty: (l2 / 2) * sum of squares; of touched rows only in `fused` mode."""
+
+
+class DenseOptimizer(Config):
+    """How all other weights learn: Adam."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate."""
+    l2: float = Field(0.0, ge=0)
+    """Weight of the L2 penalty: (l2 / 2) * sum of squares."""
+
+
+class Train(Config):
+    """The training loop."""
+
+    batch_size: int = Field(4096, gt=0)
+    """Examples in a step, over all ranks."""
+    epochs: int = Field(100, gt=0)
+    """Passes over the training data at most."""
+    sparse: SparseOptimizer = SparseOptimizer()
+    """Embedding tables."""
+    dense: DenseOptimizer = DenseOptimizer()
+    """Other weights."""
+    monitor: Literal["auc", "logloss", "gauc", "auc-logloss"] = "auc"
+    """Validation metric that decides; logloss is the only one that should fall."""
+    min_delta: float = Field(1e-6, ge=0)
+    """Improvement that counts."""
+    patience: int = Field(2, gt=0)
+    """Epochs without improvement before training stops; each lowers both learning rates."""
+    lr_factor: float = Field(0.1, gt=0, le=1)
+    """What a plateau multiplies the learning rates by."""
+    min_lr: float = Field(1e-6, ge=0)
+    """Learning rates fall no lower."""
+    clip_norm: float = Field(10.0, gt=0)
+    """Global norm to which gradients of weights outside fused tables are clipped."""
+    shuffle_rows: int = Field(1_000_000, gt=0)
+    """Rows in the shuffle buffer."""
+    checkpoint_steps: int | None = Field(None, gt=0)
+    """Also save a checkpoint each so many steps, not only after an epoch."""
+    seed: int = 2024
+    """Seed of initial weights, shuffling and dropout."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the dense layers; bfloat16 is refused on a CPU without instructions for it."""
+    compile: bool = False
+    """Run the dense layers through torch.compile."""
+
+
+class Export(Config):
+    """The release."""
+
+    name: str | None = None
+    """Name of the model in the service; the job's name when absent."""
+    opset: int = Field(18, ge=18, le=22)
+    """ONNX operator set."""
+    context: list[str] = []
+    """Raw columns that a ranking request gives once for all candidates."""
+    tolerance: float = Field(1e-5, gt=0)
+    """Largest absolute difference of probabilities between torch and ONNX that a release may show."""
+    golden_rows: int = Field(32, gt=0)
+    """Raw rows with their scores that the service checks when it loads the release."""
+
+
+class Job(Config):
+    """A declared job: one file, from raw logs to a release."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the job; folders of runs, prepared data and releases carry it."""
+    data: Data
+    features: Features
+    model: ModelSection
+    train: Train = Train()
+    export: Export = Export()
+
+
+def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
+    """Return the job in a TOML file with `key.path=value` overrides; JobError names file, key and remedy.
+
+    Relative paths inside the job are read from the current folder, as a shell would.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such file.") from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise JobError(f"{path}: cannot be read as text: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{path}: not valid TOML: {error}.") from error
+    for override in overrides:
+        _apply(values, override)
+    return parse_job(values, source=str(path))
+
+
+def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
+    """Return the job in a nested dict, as read from TOML; `source` names it in errors."""
+    try:
+        return Job.model_validate(dict(values))
+    except ValidationError as error:
+        raise JobError("\n".join(f"{source}: {line}" for line in explain(error, Job))) from None
+
+
+def dump_job(job: Job) -> str:
+    """Return the resolved job as TOML: every value, defaults too, without absent ones."""
+    return tomli_w.dumps(job.model_dump(mode="json", exclude_none=True))
+
+
+def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
+    """Yield a line an error: its path, what was found, and the nearest known key for an unknown one."""
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            key = str(item["loc"][-1])
+            near = difflib.get_close_matches(key, _known_keys(config), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            yield f"{path}: unknown key.{hint}"
+        elif item["type"] == "missing":
+            yield f"{path}: required, but absent."
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(item["input"], dict | list) else f", found {item['input']!r}"
+            yield f"{path or 'job'}: {message}{found}."
+
+
+def _known_keys(config: type[BaseModel]) -> set[str]:
+    """Return every key that the JSON Schema of `config` knows, at any depth."""
+    schema = config.model_json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return {key for part in parts for key in part.get("properties", {})}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in nested dicts; the value is TOML, or text where it is not TOML."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise JobError(f"--set {override!r}: expected key.path=value.")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    table = values
+    for depth, parent in enumerate(parents):
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise JobError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} is not a table.")
+    table[last] = value
