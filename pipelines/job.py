@@ -89,6 +89,8 @@ Split = Annotated[
 class Data(Config):
     """Where the rows are: `train`, `valid` and `test`, or one `source` and a `split` rule."""
 
+    root: str | None = None
+    """Folder or fsspec URL that relative paths of this section start from; the current folder when absent."""
     train: str | list[str] | None = None
     """Training rows: path, glob or fsspec URL, or a list of them (Parquet, CSV or NDJSON)."""
     valid: str | list[str] | None = None
@@ -107,6 +109,14 @@ class Data(Config):
     """A Polars SQL condition that rows must meet, evaluated after `derive`."""
     negative_rate: float = Field(1.0, gt=0, le=1)
     """Share of the negatives that sampling left in these files; the release corrects its probabilities by it."""
+
+    def locate(self, paths: str | list[str]) -> list[str]:
+        """Return the paths of this section as a list, relative ones joined to `root`."""
+        each = [paths] if isinstance(paths, str) else paths
+        if self.root is None:
+            return list(each)
+        root = self.root.rstrip("/")
+        return [path if path.startswith("/") or "://" in path else f"{root}/{path}" for path in each]
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:
