@@ -39,9 +39,10 @@ class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
     """int64 or string to code: the position of the value in `keys` plus 2; 1 where it is not there.
 
     With `codes` (same length as `keys`), the code is `codes[position]`: several keys may share one.
+    Keys are all integers or all strings, unique, and never the missing value of their type.
     """
 
-    keys: tuple[int, ...] | tuple[str, ...]
+    keys: tuple[int | str, ...]
     codes: tuple[int, ...] | None = None
 
 
@@ -85,7 +86,7 @@ class Cross(msgspec.Struct, frozen=True, tag="cross"):
 class Missing(msgspec.Struct, frozen=True, tag="missing"):
     """`fill` where the program's input was missing, else the value so far; the last elementwise step."""
 
-    fill: float = MISSING_CODE
+    fill: float = float(MISSING_CODE)
 
 
 class Pad(msgspec.Struct, frozen=True, tag="pad"):
@@ -130,7 +131,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 of the canonical JSON: equal exactly when codes are equal for every input."""
+        """Hex SHA-256 of the canonical JSON: equal hashes mean equal codes for every input."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
     @property
