@@ -1,1 +1,71 @@
-"""The jobs: from raw logs to a release, and the `headwater` command that starts them."""
+"""The jobs of Headwater, and its Python API.
+
+    from headwater.pipelines import evaluate, export, load_job, prepare, score, train
+
+    job = load_job("job.toml", ["train.seed=7"])
+    run = train(job, prepare(job))
+    evaluate(run)
+    release = export(run)
+    score(release, "new_rows.parquet", "scored.parquet")
+
+The commands call these same functions. Each is imported when it is first used: `headwater --help` and
+`headwater serve` load neither torch nor polars.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headwater.pipelines.evaluate import evaluate
+    from headwater.pipelines.export import export
+    from headwater.pipelines.job import Job, load_job
+    from headwater.pipelines.prepare import prepare
+    from headwater.pipelines.report import compare_runs, write_report
+    from headwater.pipelines.score import score
+    from headwater.pipelines.train import train
+
+__all__ = [
+    "Job",
+    "compare_runs",
+    "evaluate",
+    "export",
+    "load_job",
+    "prepare",
+    "score",
+    "train",
+    "write_report",
+]
+
+_MODULE_OF = {
+    "Job": "job",
+    "compare_runs": "report",
+    "evaluate": "evaluate",
+    "export": "export",
+    "load_job": "job",
+    "prepare": "prepare",
+    "score": "score",
+    "train": "train",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+class _Api(ModuleType):
+    """Keeps `headwater.pipelines.train` the function, although a submodule has the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system binds each submodule to its parent; that would hide the function.
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Api

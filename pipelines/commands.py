@@ -1,0 +1,234 @@
+"""The commands that carry a job from raw logs to a release. Each is thin: it calls the Python API.
+
+All take a job file and `--set key.path=value`, or `--run RUN` for a run that exists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from headwater.feature_store.errors import JobError
+from headwater.pipelines.console import emit, note
+
+if TYPE_CHECKING:
+    from headwater.pipelines.job import Job
+    from headwater.pipelines.runs import Run
+
+Set = Annotated[list[str] | None, Parameter(name="--set", negative=())]
+"""Value of the job to change, as `train.seed=7`; may be given several times."""
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+"""Print the result as one line of JSON."""
+
+
+def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
+    """Prepare the data, train, evaluate, export: a job from raw logs to a release.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML).
+    """
+    from headwater.pipelines import export, prepare, train
+
+    declared = _load(job, set)
+    trained = train(declared, prepare(declared))
+    result = _evaluate_and_report(trained)
+    release = export(trained)
+    emit(
+        {**result, "release": release},
+        as_json=json,
+        text=f"{_summary(result)}\nrelease  {release}\n"
+        f"serve it with: headwater serve {release.parent.parent}",
+    )
+
+
+def prepare(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
+    """Fit the encoders and write encoded shards; equal prepared data is used again.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML).
+    """
+    from headwater.pipelines import prepare as prepare_job
+
+    prepared = prepare_job(_load(job, set))
+    emit({"prepared": prepared.path}, as_json=json, text=f"prepared {prepared.path}")
+
+
+def train(
+    job: Path | None = None,
+    *,
+    resume: Path | None = None,
+    set: Set = None,  # noqa: A002
+    json: AsJson = False,
+) -> None:
+    """Train a model on prepared data, or go on with a run that was stopped.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML).
+    resume
+        Run folder to go on with; its own job is used.
+    """
+    from headwater.pipelines import prepare as prepare_job
+    from headwater.pipelines import train as train_job
+    from headwater.pipelines.runs import open_run
+
+    if (job is None) == (resume is None):
+        raise JobError("train: give either a job file or --resume RUN.")
+    if resume is not None:
+        if set:
+            raise JobError("train: --set cannot change a run that is resumed.")
+        run = open_run(resume)
+        trained = train_job(run.job, prepare_job(run.job), run=run, resume=True)
+    else:
+        assert job is not None
+        declared = _load(job, set)
+        trained = train_job(declared, prepare_job(declared))
+    emit({"run": trained.path}, as_json=json, text=f"run {trained.path}")
+
+
+def evaluate(
+    job: Path | None = None,
+    *,
+    run: Path | None = None,
+    set: Set = None,  # noqa: A002
+    json: AsJson = False,
+) -> None:
+    """Measure a run on its validation and test data, and write its report.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML): its newest complete run is taken.
+    run
+        Run folder, instead of a job file.
+    """
+    result = _evaluate_and_report(_find_run(job, run, set))
+    emit(result, as_json=json, text=_summary(result))
+
+
+def export(
+    job: Path | None = None,
+    *,
+    run: Path | None = None,
+    releases: Path = Path("releases"),
+    set: Set = None,  # noqa: A002
+    json: AsJson = False,
+) -> None:
+    """Write a run as a release: an ONNX graph that takes raw features, checked against torch.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML): its newest complete run is taken.
+    run
+        Run folder, instead of a job file.
+    releases
+        Folder of all releases.
+    """
+    from headwater.pipelines import export as export_run
+
+    release = export_run(_find_run(job, run, set), releases)
+    emit({"release": release}, as_json=json, text=f"release {release}")
+
+
+def report(*runs: Path, json: AsJson = False) -> None:
+    """Write the HTML report of one run, or compare several.
+
+    Parameters
+    ----------
+    runs
+        Run folders.
+    """
+    from headwater.pipelines import compare_runs, write_report
+
+    if not runs:
+        raise JobError("report: give one run folder, or several to compare.")
+    if len(runs) == 1:
+        page = write_report(runs[0])
+        emit({"report": page}, as_json=json, text=f"report {page}")
+    else:
+        comparison = compare_runs(runs)
+        emit(
+            {"runs": comparison.rows, "report": comparison.page},
+            as_json=json,
+            text=f"{comparison.text}\nreport {comparison.page}",
+        )
+
+
+def score(release: Path, source: str, out: Path, *, json: AsJson = False) -> None:
+    """Score the rows of a file with a release, without torch.
+
+    Parameters
+    ----------
+    release
+        Release folder, or the folder of a model: then its newest version.
+    source
+        Parquet, CSV or NDJSON file with the release's raw columns.
+    out
+        Parquet or CSV file to write: the same rows with their scores.
+    """
+    from headwater.pipelines import score as score_file
+
+    result = score_file(release, source, out)
+    emit(result, as_json=json, text=f"{result['rows']:,} rows scored to {out}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of the job file, for editors."""
+    from headwater.pipelines.job_schema import job_schema
+
+    emit(job_schema(), as_json=True, text="")
+
+
+def _load(job: Path, overrides: list[str] | None) -> Job:
+    from headwater.pipelines import load_job
+
+    return load_job(job, overrides or ())
+
+
+def _find_run(job: Path | None, run: Path | None, overrides: list[str] | None) -> Run:
+    from headwater.pipelines.runs import newest_run, open_run
+
+    if (job is None) == (run is None):
+        raise JobError("give either a job file or --run RUN.")
+    if run is not None:
+        return open_run(run)
+    assert job is not None
+    return newest_run(_load(job, overrides).name)
+
+
+def _evaluate_and_report(run: Run) -> dict[str, Any]:
+    from headwater.pipelines import evaluate as evaluate_run
+    from headwater.pipelines import write_report
+
+    metrics = evaluate_run(run)
+    page = write_report(run.path)
+    note(f"report {page}")
+    return {
+        "run": run.path,
+        "report": page,
+        "metrics": {split: metrics[split] for split in ("valid", "test") if split in metrics},
+        "rows_per_second": metrics["rows_per_second"],
+        "peak_rss_mb": metrics["peak_rss_mb"],
+    }
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """Return the metrics as a table, a row a metric and a column a split."""
+    metrics = result["metrics"]
+    names = list(next(iter(metrics.values())))
+    lines = ["metric".ljust(24) + "".join(split.rjust(12) for split in metrics)]
+    for name in names:
+        values = (metrics[split].get(name) for split in metrics)
+        cells = "".join(("-" if v is None else f"{v:.5g}").rjust(12) for v in values)
+        lines.append(name.ljust(24) + cells)
+    lines.append(f"run      {result['run']}")
+    lines.append(f"report   {result['report']}")
+    return "\n".join(lines)
