@@ -35,12 +35,12 @@ def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A
 
     declared = _load(job, set)
     trained = train(declared, prepare(declared))
-    result = _evaluate_and_report(trained)
+    result = evaluate_and_report(trained)
     release = export(trained)
     emit(
         {**result, "release": release},
         as_json=json,
-        text=f"{_summary(result)}\nrelease  {release}\n"
+        text=f"{summary(result)}\nrelease  {release}\n"
         f"serve it with: headwater serve {release.parent.parent}",
     )
 
@@ -109,8 +109,8 @@ def evaluate(
     run
         Run folder, instead of a job file.
     """
-    result = _evaluate_and_report(_find_run(job, run, set))
-    emit(result, as_json=json, text=_summary(result))
+    result = evaluate_and_report(_find_run(job, run, set))
+    emit(result, as_json=json, text=summary(result))
 
 
 def export(
@@ -204,7 +204,8 @@ def _find_run(job: Path | None, run: Path | None, overrides: list[str] | None) -
     return newest_run(_load(job, overrides).name)
 
 
-def _evaluate_and_report(run: Run) -> dict[str, Any]:
+def evaluate_and_report(run: Run) -> dict[str, Any]:
+    """Measure a run and write its report; the result is what `run` and `evaluate` print as JSON."""
     from headwater.pipelines import evaluate as evaluate_run
     from headwater.pipelines import write_report
 
@@ -220,7 +221,7 @@ def _evaluate_and_report(run: Run) -> dict[str, Any]:
     }
 
 
-def _summary(result: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> str:
     """Return the metrics as a table, a row a metric and a column a split."""
     metrics = result["metrics"]
     names = list(next(iter(metrics.values())))
