@@ -11,14 +11,20 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import msgspec
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 T = TypeVar("T")
+
+AsJson = Annotated[
+    bool, Parameter(name="--json", negative=(), help="End with the result as one line of JSON.")
+]
+"""Type of the `--json` option that every command takes."""
 
 LINE_EVERY_S = 10.0
 """Seconds between two plain lines of progress."""
