@@ -1,0 +1,256 @@
+"""Metrics of a click model from labels and float32 logits: exact, vectorised, and streaming where possible.
+
+N rows, G groups. Everything takes NumPy arrays, memory-mapped ones too, and works through them in chunks of
+`CHUNK` rows where it can. A value that is not defined is NaN; whoever writes JSON writes null.
+`docs/metrics.md` has the definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+Labels = NDArray[np.uint8]
+
+CHUNK = 1 << 20
+"""Rows worked on at a time: a few float64 arrays of this length are all that streaming needs."""
+ECE_BINS = 15
+
+
+def sigmoid(logit_N: Floats) -> NDArray[np.float64]:
+    """Return probabilities in float64, without overflow for any logit."""
+    z = np.asarray(logit_N, dtype=np.float64)
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, e) / (1.0 + e)
+
+
+def losses(label_N: Labels, logit_N: Floats) -> NDArray[np.float64]:
+    """Return the log loss of each row, float64: `log(1 + exp(z)) - y z`, finite for any finite logit."""
+    z = np.asarray(logit_N, dtype=np.float64)
+    return np.maximum(z, 0.0) - z * label_N + np.log1p(np.exp(-np.abs(z)))
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over rows from which logloss, normalised entropy and calibration follow; parts merge by `merge`."""
+
+    rows: int = 0
+    positives: int = 0
+    loss: float = 0.0
+    prob: float = 0.0
+    bin_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ECE_BINS, np.int64))
+    bin_positives: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ECE_BINS, np.int64))
+    bin_prob: NDArray[np.float64] = field(default_factory=lambda: np.zeros(ECE_BINS))
+
+    def add(self, label_N: Labels, logit_N: Floats) -> None:
+        """Add rows; labels 0 or 1."""
+        prob_N = sigmoid(logit_N)
+        self.rows += len(label_N)
+        self.positives += int(np.count_nonzero(label_N))
+        self.loss += float(losses(label_N, logit_N).sum())
+        self.prob += float(prob_N.sum())
+        # A probability on an edge belongs to the bin below, as in scikit-learn's calibration_curve.
+        inner = np.linspace(0.0, 1.0, ECE_BINS + 1)[1:-1]
+        bin_N = np.searchsorted(inner, prob_N)
+        self.bin_rows += np.bincount(bin_N, minlength=ECE_BINS)
+        self.bin_positives += np.bincount(bin_N[label_N != 0], minlength=ECE_BINS)
+        self.bin_prob += np.bincount(bin_N, weights=prob_N, minlength=ECE_BINS)
+
+    def merge(self, other: Totals) -> None:
+        """Add the rows of another part."""
+        self.rows += other.rows
+        self.positives += other.positives
+        self.loss += other.loss
+        self.prob += other.prob
+        self.bin_rows += other.bin_rows
+        self.bin_positives += other.bin_positives
+        self.bin_prob += other.bin_prob
+
+    @property
+    def base_rate(self) -> float:
+        """Share of positives."""
+        return self.positives / self.rows if self.rows else np.nan
+
+    @property
+    def mean_prob(self) -> float:
+        """Mean predicted probability."""
+        return self.prob / self.rows if self.rows else np.nan
+
+    @property
+    def logloss(self) -> float:
+        """Mean log loss in nats."""
+        return self.loss / self.rows if self.rows else np.nan
+
+    @property
+    def normalised_entropy(self) -> float:
+        """Logloss over the entropy of the base rate (He et al., 2014); NaN with one class."""
+        if not 0 < self.positives < self.rows:
+            return np.nan
+        rate = self.base_rate
+        return self.logloss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean over rows of |mean probability - positive rate| of the row's bin (Guo et al., 2017)."""
+        if not self.rows:
+            return np.nan
+        return float(np.abs(self.bin_prob - self.bin_positives).sum() / self.rows)
+
+    @property
+    def calibration(self) -> float:
+        """Mean probability over base rate (He et al., 2014); NaN without positives."""
+        return self.prob / self.positives if self.positives else np.nan
+
+
+def totals(label_N: Labels, logit_N: Floats) -> Totals:
+    """Return the sums over all rows, chunk by chunk."""
+    result = Totals()
+    for part in chunks(len(label_N)):
+        result.add(label_N[part], logit_N[part])
+    return result
+
+
+def auc(label_N: Labels, score_N: Floats) -> float:
+    """Return the exact area under the ROC curve, ties counting one half; NaN with one class.
+
+    Memory: one float32 copy of the scores (4 bytes a row), sorted in place class by class, and a chunk.
+    """
+    positive_P, negative_M = _by_class(label_N, score_N)
+    return _auc_of_sorted(positive_P, negative_M)
+
+
+def _by_class(label_N: Labels, score_N: Floats) -> tuple[Floats, Floats]:
+    """Return the scores of positives and of negatives, each sorted ascending."""
+    is_positive_N = np.asarray(label_N, dtype=bool)
+    positive_P, negative_M = score_N[is_positive_N], score_N[~is_positive_N]
+    positive_P.sort()
+    negative_M.sort()
+    return positive_P, negative_M
+
+
+def _auc_of_sorted(positive_P: Floats, negative_M: Floats) -> float:
+    """Return the AUC; pairs are counted twice over as integers, so nothing is rounded before the division."""
+    if not len(positive_P) or not len(negative_M):
+        return np.nan
+    twice = 0
+    for part in chunks(len(positive_P)):
+        below = np.searchsorted(negative_M, positive_P[part], side="left")
+        up_to = np.searchsorted(negative_M, positive_P[part], side="right")
+        twice += int(below.sum()) + int(up_to.sum())
+    return twice / (2 * len(positive_P) * len(negative_M))
+
+
+def roc_curve(
+    label_N: Labels, score_N: Floats, points: int = 500
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return false and true positive rates at up to `points` thresholds, from (0, 0) to (1, 1).
+
+    Points are exact; they are taken at even steps of the two rates. Empty arrays with one class.
+    """
+    positive_P, negative_M = _by_class(label_N, score_N)
+    if not len(positive_P) or not len(negative_M):
+        return np.empty(0), np.empty(0)
+    half = (points - 2) // 2
+    steps = [
+        np.linspace(0, len(side) - 1, half).astype(np.int64) for side in (positive_P, negative_M)
+    ]
+    thresholds = np.union1d(positive_P[steps[0]], negative_M[steps[1]])[::-1]
+    fpr = 1 - np.searchsorted(negative_M, thresholds, side="left") / len(negative_M)
+    tpr = 1 - np.searchsorted(positive_P, thresholds, side="left") / len(positive_P)
+    # The lowest threshold kept may lie above the smallest score, so the end is added.
+    curve = np.unique(np.stack([np.r_[0.0, fpr, 1.0], np.r_[0.0, tpr, 1.0]], axis=1), axis=0)
+    return curve[:, 0], curve[:, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Counts and AUC of each group, ascending by `group_G`; the AUC of a group of one class is NaN."""
+
+    group_G: NDArray[np.int64]
+    rows_G: NDArray[np.int64]
+    positives_G: NDArray[np.int64]
+    auc_G: NDArray[np.float64]
+
+    @property
+    def used(self) -> int:
+        """Groups with both classes."""
+        return int(np.isfinite(self.auc_G).sum())
+
+    @property
+    def skipped(self) -> int:
+        """Groups of one class."""
+        return len(self.auc_G) - self.used
+
+    @property
+    def rows_used(self) -> int:
+        """Rows of groups with both classes."""
+        return int(self.rows_G[np.isfinite(self.auc_G)].sum())
+
+    @property
+    def weighted_auc(self) -> float:
+        """AUC over groups with both classes, weighted by their rows; NaN where there is none."""
+        has_both = np.isfinite(self.auc_G)
+        if not has_both.any():
+            return np.nan
+        return float(np.average(self.auc_G[has_both], weights=self.rows_G[has_both]))
+
+
+def group_auc(
+    label_N: Labels, score_N: NDArray[np.float32], group_N: NDArray[np.integer]
+) -> Groups:
+    """Return counts and exact AUC per group.
+
+    Group, score and label are packed into one 64-bit key, so that one in-place sort does it all.
+    Memory: about 24 bytes a row. At most 2^31 groups.
+    """
+    group_G = np.unique(group_N)
+    assert len(group_G) < 2**31, len(group_G)
+    index_N = np.searchsorted(group_G, group_N).astype(np.uint64)
+    key_N = (index_N << np.uint64(33)) | (_ordered_bits(score_N) << np.uint64(1))
+    key_N |= np.asarray(label_N, dtype=np.uint64)
+    key_N.sort()
+    # A block is a run of equal group and score: its positives beat all earlier negatives of the group
+    # and tie with the block's own.
+    block_starts = _starts(key_N >> np.uint64(1))
+    label = (key_N & np.uint64(1)).astype(np.int64)
+    block_positives = np.add.reduceat(label, block_starts) if len(label) else label
+    block_negatives = np.diff(np.r_[block_starts, len(key_N)]) - block_positives
+    group_starts = _starts(key_N[block_starts] >> np.uint64(33))
+    if not len(group_starts):
+        empty = np.empty(0, np.int64)
+        return Groups(group_G.astype(np.int64), empty, empty, np.empty(0))
+    positives_G = np.add.reduceat(block_positives, group_starts)
+    negatives_G = np.add.reduceat(block_negatives, group_starts)
+    negatives_before = np.cumsum(block_negatives) - block_negatives
+    base = np.repeat(
+        negatives_before[group_starts], np.diff(np.r_[group_starts, len(block_starts)])
+    )
+    twice = block_positives * (2 * (negatives_before - base) + block_negatives)
+    pairs_G = positives_G * negatives_G
+    with np.errstate(invalid="ignore"):
+        auc_G = np.add.reduceat(twice, group_starts) / (2 * pairs_G)
+    return Groups(group_G.astype(np.int64), positives_G + negatives_G, positives_G, auc_G)
+
+
+def _ordered_bits(score_N: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Return 32-bit numbers in the order of the scores, equal where the scores are (-0.0 and 0.0 too)."""
+    bits_N = (np.asarray(score_N, dtype=np.float32) + np.float32(0.0)).view(np.uint32)
+    negative = (bits_N >> np.uint32(31)).astype(bool)
+    return np.where(negative, ~bits_N, bits_N | np.uint32(1 << 31)).astype(np.uint64)
+
+
+def _starts(sorted_N: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return where runs of equal values start."""
+    if not len(sorted_N):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
+
+
+def chunks(rows: int) -> Iterator[slice]:
+    """Yield slices of `CHUNK` rows that cover `rows`."""
+    for start in range(0, rows, CHUNK):
+        yield slice(start, min(start + CHUNK, rows))

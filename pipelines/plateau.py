@@ -1,0 +1,63 @@
+"""When an epoch was an improvement, when learning rates drop, and when training stops.
+
+An evaluation that does not improve on the best one by more than `min_delta` multiplies the learning rates by
+`lr_factor` and counts; an improvement resets the count; at `patience` in a row training stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from headwater.pipelines.job import Train
+
+
+def monitored(metrics: Mapping[str, float], monitor: str) -> float:
+    """Return the value to be maximised: `auc`, `gauc`, minus `logloss`, or `auc-logloss`."""
+    if monitor == "auc-logloss":
+        return metrics["auc"] - metrics["logloss"]
+    return -metrics["logloss"] if monitor == "logloss" else metrics[monitor]
+
+
+@dataclass(slots=True)
+class Plateau:
+    """The state over epochs; it is part of a checkpoint. Values are those of `monitored`."""
+
+    min_delta: float
+    patience: int
+    lr_factor: float
+    best: float = -math.inf
+    best_epoch: int = 0
+    waited: int = 0
+    drops: int = 0
+    """How often the learning rates were multiplied by `lr_factor`."""
+
+    @classmethod
+    def of(cls, train: Train) -> Plateau:
+        """Return the state before the first epoch."""
+        return cls(train.min_delta, train.patience, train.lr_factor)
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take the evaluation after `epoch` (from 1); return whether it is the best so far."""
+        if value > self.best + self.min_delta:
+            self.best, self.best_epoch, self.waited = value, epoch, 0
+            return True
+        self.waited += 1
+        self.drops += 1
+        return False
+
+    @property
+    def lr_scale(self) -> float:
+        """What the job's learning rates are multiplied by now, before their floor."""
+        return self.lr_factor**self.drops
+
+    @property
+    def stopped(self) -> bool:
+        """True when `patience` evaluations in a row brought nothing."""
+        return self.waited >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return asdict(self)

@@ -1,0 +1,47 @@
+"""The plateau rule: improvements, learning-rate drops, stop."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwater.pipelines.job import Train
+from headwater.pipelines.plateau import Plateau, monitored
+
+
+def test_scripted_metrics_drop_the_rate_and_stop_at_the_sixth() -> None:
+    plateau = Plateau.of(Train(patience=2))
+    rates, stops = [], []
+    for epoch, auc in enumerate([0.5, 0.6, 0.59, 0.61, 0.60, 0.60], start=1):
+        plateau.update(auc, epoch)
+        rates.append(max(1e-3 * plateau.lr_scale, 1e-6))
+        stops.append(plateau.stopped)
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-6])
+    assert stops == [False, False, False, False, False, True]
+    assert (plateau.best, plateau.best_epoch) == (0.61, 4)
+
+
+def test_improvement_must_exceed_min_delta() -> None:
+    plateau = Plateau.of(Train(min_delta=0.01))
+    assert plateau.update(0.5, 1)
+    assert not plateau.update(0.51, 2)
+    assert plateau.update(0.5101, 3)
+
+
+def test_undefined_metric_is_no_improvement() -> None:
+    assert not Plateau.of(Train()).update(float("nan"), 1)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"),
+    [("auc", 0.8), ("gauc", 0.7), ("logloss", -0.3), ("auc-logloss", 0.5)],
+)
+def test_monitored_value_is_to_be_maximised(monitor: str, expected: float) -> None:
+    metrics = {"auc": 0.8, "gauc": 0.7, "logloss": 0.3}
+    assert monitored(metrics, monitor) == pytest.approx(expected)
+
+
+def test_state_goes_through_plain_values() -> None:
+    plateau = Plateau.of(Train())
+    plateau.update(0.5, 1)
+    plateau.update(0.4, 2)
+    assert Plateau(**plateau.state()) == plateau
