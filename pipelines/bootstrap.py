@@ -1,8 +1,9 @@
 """95 % intervals of AUC and log loss by the bootstrap, sorted once and drawn as counts.
 
-Rows of equal score and equal label are exchangeable, so a resample is not N row numbers but how often each
-distinct (score, label) pair occurs: a multinomial draw. Cost is per distinct pair, not per row, and the
-draw is exact up to `MAX_BINS` distinct scores; beyond, scores are first put into bins of equal count.
+Rows of equal score and equal label are exchangeable, so a resample is not N row numbers but how
+often each distinct (score, label) pair occurs: a multinomial draw. Cost is per distinct pair, not
+per row, and the draw is exact up to `MAX_BINS` distinct scores; beyond, scores are first put into
+bins of equal count.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def intervals(
 ) -> Intervals:
     """Return percentile intervals of AUC and log loss over seeded resamples of the rows.
 
-    Memory: one sorted copy of the scores (4 bytes a row) and a few arrays of at most 2 `MAX_BINS` numbers.
+    Memory: two sorted copies of the scores (8 bytes a row) and a few arrays of 2 `MAX_BINS`.
     A resample of one class has no AUC and is left out of the AUC's interval.
     """
     rows = len(label_N)
@@ -60,7 +61,7 @@ def intervals(
 
 
 def _pairs(label_N: Labels, logit_N: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return count and mean loss of each (bin, label) pair: S bins of negatives, then S of positives."""
+    """Return count and mean loss of each (bin, label) pair: S bins of negatives, S of positives."""
     lower_S = np.unique(logit_N)
     if len(lower_S) > MAX_BINS:
         ordered_N = np.sort(logit_N)

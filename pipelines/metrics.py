@@ -1,8 +1,8 @@
-"""Metrics of a click model from labels and float32 logits: exact, vectorised, and streaming where possible.
+"""Metrics of a click model from labels and float32 logits: exact and vectorised.
 
-N rows, G groups. Everything takes NumPy arrays, memory-mapped ones too, and works through them in chunks of
-`CHUNK` rows where it can. A value that is not defined is NaN; whoever writes JSON writes null.
-`docs/metrics.md` has the definitions.
+N rows, G groups, P positives, M negatives. Everything takes NumPy arrays, memory-mapped ones too,
+and works through them in chunks of `CHUNK` rows where it can. A value that is not defined is NaN;
+whoever writes JSON writes null. `docs/metrics.md` has the definitions.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def sigmoid(logit_N: Floats) -> NDArray[np.float64]:
 
 
 def losses(label_N: Labels, logit_N: Floats) -> NDArray[np.float64]:
-    """Return the log loss of each row, float64: `log(1 + exp(z)) - y z`, finite for any finite logit."""
+    """Return the log loss of each row, float64: `log(1 + exp(z)) - y z`, finite if the logit is."""
     z = np.asarray(logit_N, dtype=np.float64)
     return np.maximum(z, 0.0) - z * label_N + np.log1p(np.exp(-np.abs(z)))
 
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over rows from which logloss, normalised entropy and calibration follow; parts merge by `merge`."""
+    """Sums over rows from which logloss, normalised entropy and calibration follow."""
 
     rows: int = 0
     positives: int = 0
@@ -95,7 +95,7 @@ class Totals:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean over rows of |mean probability - positive rate| of the row's bin (Guo et al., 2017)."""
+        """Mean over rows of |mean probability - rate| of the row's bin (Guo et al., 2017)."""
         if not self.rows:
             return np.nan
         return float(np.abs(self.bin_prob - self.bin_positives).sum() / self.rows)
@@ -117,7 +117,7 @@ def totals(label_N: Labels, logit_N: Floats) -> Totals:
 def auc(label_N: Labels, score_N: Floats) -> float:
     """Return the exact area under the ROC curve, ties counting one half; NaN with one class.
 
-    Memory: one float32 copy of the scores (4 bytes a row), sorted in place class by class, and a chunk.
+    Memory: one float32 copy of the scores (4 bytes a row), sorted class by class, and a chunk.
     """
     positive_P, negative_M = _by_class(label_N, score_N)
     return _auc_of_sorted(positive_P, negative_M)
@@ -133,7 +133,7 @@ def _by_class(label_N: Labels, score_N: Floats) -> tuple[Floats, Floats]:
 
 
 def _auc_of_sorted(positive_P: Floats, negative_M: Floats) -> float:
-    """Return the AUC; pairs are counted twice over as integers, so nothing is rounded before the division."""
+    """Return the AUC; pairs are counted as integers, so only the last division rounds."""
     if not len(positive_P) or not len(negative_M):
         return np.nan
     twice = 0
@@ -168,7 +168,7 @@ def roc_curve(
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Counts and AUC of each group, ascending by `group_G`; the AUC of a group of one class is NaN."""
+    """Counts and AUC of each group, ascending by `group_G`; NaN for a group of one class."""
 
     group_G: NDArray[np.int64]
     rows_G: NDArray[np.int64]
@@ -213,8 +213,8 @@ def group_auc(
     key_N = (index_N << np.uint64(33)) | (_ordered_bits(score_N) << np.uint64(1))
     key_N |= np.asarray(label_N, dtype=np.uint64)
     key_N.sort()
-    # A block is a run of equal group and score: its positives beat all earlier negatives of the group
-    # and tie with the block's own.
+    # A block is a run of equal group and score: its positives beat all earlier negatives of the
+    # group and tie with the block's own.
     block_starts = _starts(key_N >> np.uint64(1))
     label = (key_N & np.uint64(1)).astype(np.int64)
     block_positives = np.add.reduceat(label, block_starts) if len(label) else label
@@ -237,7 +237,7 @@ def group_auc(
 
 
 def _ordered_bits(score_N: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return 32-bit numbers in the order of the scores, equal where the scores are (-0.0 and 0.0 too)."""
+    """Return 32-bit numbers in the order of the scores; -0.0 equals 0.0."""
     bits_N = (np.asarray(score_N, dtype=np.float32) + np.float32(0.0)).view(np.uint32)
     negative = (bits_N >> np.uint32(31)).astype(bool)
     return np.where(negative, ~bits_N, bits_N | np.uint32(1 << 31)).astype(np.uint64)

@@ -1,7 +1,8 @@
 """When an epoch was an improvement, when learning rates drop, and when training stops.
 
-An evaluation that does not improve on the best one by more than `min_delta` multiplies the learning rates by
-`lr_factor` and counts; an improvement resets the count; at `patience` in a row training stops.
+An evaluation that does not improve on the best one by more than `min_delta` multiplies the learning
+rates by `lr_factor` and counts; an improvement resets the count; at `patience` in a row training
+stops.
 """
 
 from __future__ import annotations

@@ -166,9 +166,11 @@ def test_intervals_are_those_of_resampled_rows() -> None:
         loglosses.append(totals(label[drawn], score[drawn]).logloss)
     found = intervals(label, score, resamples=1000)
     # Two estimates of a percentile from 1000 resamples differ by about a tenth of a standard error.
-    assert found.auc == pytest.approx(np.quantile(aucs, [0.025, 0.975]), abs=0.3 * np.std(aucs))
+    assert found.auc == pytest.approx(
+        np.quantile(aucs, [0.025, 0.975]), abs=0.3 * float(np.std(aucs))
+    )
     expected = np.quantile(loglosses, [0.025, 0.975])
-    assert found.logloss == pytest.approx(expected, abs=0.3 * np.std(loglosses))
+    assert found.logloss == pytest.approx(expected, abs=0.3 * float(np.std(loglosses)))
 
 
 def test_intervals_repeat_with_their_seed_and_bins_hardly_move_them(
