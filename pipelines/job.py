@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,26 +33,33 @@ class Join(Config):
     """Columns to take from the side table; all when absent."""
 
 
-class TimeSplit(Config):
+class Shares(Config):
+    """Shares of the rows that are held out; the rest is for training."""
+
+    valid: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows for validation."""
+    test: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows for test."""
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Self:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid {self.valid} and test {self.test} leave no rows for training")
+        return self
+
+
+class TimeSplit(Shares):
     """The newest rows are held out: the last `test` share for test, the `valid` share before it."""
 
     by: Literal["time"] = "time"
     column: str
     """Column that orders the rows."""
-    valid: float = Field(0.1, gt=0, lt=1)
-    """Share of the rows for validation."""
-    test: float = Field(0.1, gt=0, lt=1)
-    """Share of the rows for test."""
 
 
-class RatioSplit(Config):
+class RatioSplit(Shares):
     """Rows are held out at random: the same rows for the same seed and data."""
 
     by: Literal["ratio"] = "ratio"
-    valid: float = Field(0.1, gt=0, lt=1)
-    """Share of the rows for validation."""
-    test: float = Field(0.1, gt=0, lt=1)
-    """Share of the rows for test."""
     seed: int = 0
     """Seed of the assignment."""
 
@@ -116,15 +123,19 @@ class Data(Config):
         if self.root is None:
             return list(each)
         root = self.root.rstrip("/")
-        return [path if path.startswith("/") or "://" in path else f"{root}/{path}" for path in each]
+        return [
+            path if path.startswith("/") or "://" in path else f"{root}/{path}" for path in each
+        ]
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:
         if self.source is not None:
             if self.train or self.valid or self.test:
-                raise ValueError("give `source` with `split`, or `train`, `valid` and `test`, not both")
+                raise ValueError(
+                    "give `source` with `split`, or `train`, `valid` and `test`, not both"
+                )
             if self.split is None:
-                raise ValueError("`source` needs a `split` rule, as split = {by = \"ratio\"}")
+                raise ValueError('`source` needs a `split` rule, as split = {by = "ratio"}')
         elif self.train is None or self.valid is None:
             raise ValueError("give `train` and `valid` (and `test`), or `source` with `split`")
         elif self.split is not None:
@@ -281,7 +292,9 @@ def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
     try:
         return Job.model_validate(dict(values))
     except ValidationError as error:
-        raise JobError("\n".join(f"{source}: {line}" for line in explain(error, Job))) from None
+        raise JobError(
+            "\n".join(f"{source}: {line}" for line in explain(error, Job, values))
+        ) from None
 
 
 def dump_job(job: Job) -> str:
@@ -289,12 +302,18 @@ def dump_job(job: Job) -> str:
     return tomli_w.dumps(job.model_dump(mode="json", exclude_none=True))
 
 
-def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
-    """Yield a line an error: its path, what was found, and the nearest known key for an unknown one."""
+def explain(
+    error: ValidationError, config: type[BaseModel], values: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """Yield a line an error: its path, what was found, and the nearest known key for an unknown one.
+
+    `values` is what was read: a path then holds only keys of the file, and the names of columns.
+    """
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
+        loc = item["loc"]
+        path = ".".join(map(str, loc)) if values is None else _path(loc, values, item["type"])
         if item["type"] == "extra_forbidden":
-            key = str(item["loc"][-1])
+            key = str(loc[-1])
             near = difflib.get_close_matches(key, _known_keys(config), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             yield f"{path}: unknown key.{hint}"
@@ -304,6 +323,21 @@ def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
             message = item["msg"].removeprefix("Value error, ")
             found = "" if isinstance(item["input"], dict | list) else f", found {item['input']!r}"
             yield f"{path or 'job'}: {message}{found}."
+
+
+def _path(loc: Sequence[int | str], values: object, kind: str) -> str:
+    """Return pydantic's location as the file has it: without the names of chosen alternatives."""
+    path = ""
+    for position, part in enumerate(loc):
+        last_is_absent = kind == "missing" and position == len(loc) - 1
+        if isinstance(part, int) and isinstance(values, list) and part < len(values):
+            values = values[part]
+            name = values.get("name") if isinstance(values, dict) else None
+            path += f"[{part}]" + (f" ({name})" if name else "")
+        elif isinstance(values, Mapping) and (part in values or last_is_absent):
+            values = values.get(part)
+            path += f".{part}"
+    return path.removeprefix(".")
 
 
 def _known_keys(config: type[BaseModel]) -> set[str]:
@@ -321,7 +355,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = text.strip()
     *parents, last = key.strip().split(".")
     table = values
     for depth, parent in enumerate(parents):

@@ -1,0 +1,220 @@
+"""The job file: what is refused and how, and the order defaults, file, `--set`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from headwater.feature_store.errors import JobError
+from headwater.pipelines.job import Job, dump_job, load_job, parse_job
+
+TEXT = """
+name = "toy"
+
+[data]
+source = "rows.csv"
+split = { by = "ratio", valid = 0.2, test = 0.2 }
+
+[features]
+label = "click"
+columns = [
+    { name = "user", encoder = "vocabulary", min_count = 3 },
+    { name = "price", encoder = "quantiles", num_buckets = 10 },
+]
+
+[model]
+type = "dnn"
+embedding_dim = 8
+
+[train]
+epochs = 3
+"""
+
+
+@pytest.fixture
+def job_path(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def refused(text: str, *overrides: str, path: Path) -> str:
+    """Return the message with which the job is refused."""
+    path.write_text(text)
+    with pytest.raises(JobError) as caught:
+        load_job(path, overrides)
+    return str(caught.value)
+
+
+def test_file_overrides_defaults_and_set_overrides_file(job_path: Path) -> None:
+    job = load_job(job_path, ["train.epochs=5"])
+    assert job.train.batch_size == 4096  # default
+    assert load_job(job_path).train.epochs == 3  # file
+    assert job.train.epochs == 5  # --set
+    assert job.model.settings() == {"embedding_dim": 8}
+
+
+def test_set_reads_toml_values_and_falls_back_to_text(job_path: Path) -> None:
+    job = load_job(
+        job_path,
+        [
+            "train.seed=7",
+            "train.compile=true",
+            "train.dense.lr=1e-4",
+            'export.context=["user"]',
+            "train.device=cuda:1",
+            "export.name = click model",
+            "model.hidden=[64, 32]",
+        ],
+    )
+    assert (job.train.seed, job.train.compile, job.train.dense.lr) == (7, True, 1e-4)
+    assert job.export.context == ["user"]
+    assert job.train.device == "cuda:1"
+    assert job.export.name == "click model"
+    assert job.model.settings()["hidden"] == [64, 32]
+
+
+def test_set_creates_sections_that_the_file_lacks(job_path: Path) -> None:
+    assert load_job(job_path, ["export.opset=20"]).export.opset == 20
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.seed", "--set 'train.seed': expected key.path=value."),
+        ("=3", "--set '=3': expected key.path=value."),
+        ("name.x=3", "--set 'name.x=3': name is not a table."),
+    ],
+)
+def test_malformed_set_is_refused(job_path: Path, override: str, message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        load_job(job_path, [override])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "near"),
+    [
+        ("epochs = 3", "epoch = 3", "train.epoch", "epochs"),
+        ("label =", "lable =", "features.lable", "label"),
+        ("source =", "sorce =", "data.sorce", "source"),
+        ("min_count", "min_counts", "features.columns[0] (user).min_counts", "min_count"),
+    ],
+)
+def test_unknown_key_is_refused_with_its_path_and_the_nearest_known_key(
+    job_path: Path, old: str, new: str, key: str, near: str
+) -> None:
+    message = refused(TEXT.replace(old, new), path=job_path)
+    (line,) = [line for line in message.splitlines() if "unknown key" in line]
+    assert line.startswith(f"{job_path}: ")
+    assert key in line
+    assert f"Did you mean {near!r}?" in line
+
+
+def test_unknown_key_of_set_is_refused_like_one_of_the_file(job_path: Path) -> None:
+    message = refused(TEXT, "train.sed=1", path=job_path)
+    assert message == f"{job_path}: train.sed: unknown key. Did you mean 'seed'?"
+
+
+def test_wrong_type_is_refused_with_what_was_found(job_path: Path) -> None:
+    message = refused(TEXT.replace("epochs = 3", 'epochs = "three"'), path=job_path)
+    assert message.startswith(f"{job_path}: train.epochs: ")
+    assert "found 'three'" in message
+
+
+def test_value_out_of_bounds_is_refused(job_path: Path) -> None:
+    message = refused(TEXT.replace("valid = 0.2", "valid = 1.5"), path=job_path)
+    assert message.startswith(f"{job_path}: data.split.valid: ")
+    assert "found 1.5" in message
+
+
+def test_all_errors_are_reported_at_once(job_path: Path) -> None:
+    text = TEXT.replace("epochs = 3", "epoch = 3").replace('label = "click"', "")
+    lines = refused(text, path=job_path).splitlines()
+    assert len(lines) == 2
+    assert any("features.label: required, but absent." in line for line in lines)
+
+
+def test_unknown_encoder_is_refused_with_the_known_ones(job_path: Path) -> None:
+    message = refused(TEXT.replace('"quantiles"', '"quantile"'), path=job_path)
+    assert "features.columns[1] (price)" in message
+    assert "quantile" in message
+    assert "vocabulary" in message
+
+
+def test_absent_setting_of_an_encoder_is_refused_with_the_column_in_its_path(
+    job_path: Path,
+) -> None:
+    message = refused(TEXT.replace(", num_buckets = 10", ""), path=job_path)
+    key = "features.columns[1] (price).num_buckets"
+    assert message == f"{job_path}: {key}: required, but absent."
+
+
+def test_column_declared_twice_is_refused(job_path: Path) -> None:
+    message = refused(TEXT.replace('name = "price"', 'name = "user"'), path=job_path)
+    assert "user declared twice" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "give `train` and `valid`"),
+        ({"train": "a.csv"}, "give `train` and `valid`"),
+        ({"source": "a.csv"}, "needs a `split` rule"),
+        ({"source": "a.csv", "train": "b.csv", "split": {"by": "ratio"}}, "not both"),
+        ({"train": "a", "valid": "b", "split": {"by": "ratio"}}, "`split` goes with `source`"),
+        ({"source": "a", "split": {"by": "tim"}}, "time"),
+    ],
+)
+def test_contradicting_data_section_is_refused(data: dict[str, object], message: str) -> None:
+    values = tomllib.loads(TEXT) | {"data": data}
+    with pytest.raises(JobError, match="job: data"):
+        parse_job(values)
+    with pytest.raises(JobError) as caught:
+        parse_job(values)
+    assert message in str(caught.value)
+
+
+def test_shares_that_leave_no_training_rows_are_refused() -> None:
+    values = tomllib.loads(TEXT)
+    values["data"]["split"] = {"by": "ratio", "valid": 0.5, "test": 0.5}
+    with pytest.raises(JobError, match=r"data\.split"):
+        parse_job(values)
+
+
+def test_broken_toml_is_refused_with_the_line(job_path: Path) -> None:
+    message = refused("name = \n", path=job_path)
+    assert message.startswith(f"{job_path}: not valid TOML: ")
+    assert "line 1" in message
+
+
+def test_file_that_is_absent_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"none\.toml: no such file\."):
+        load_job(tmp_path / "none.toml")
+    with pytest.raises(JobError, match="cannot be read as text"):
+        load_job(tmp_path)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JobError, match="cannot be read as text"):
+        load_job(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])
+def test_name_that_is_not_a_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(JobError, match="name"):
+        parse_job(tomllib.loads(TEXT) | {"name": name})
+
+
+def test_dump_holds_every_default_and_loads_to_an_equal_job(job_path: Path) -> None:
+    job = load_job(job_path, ["train.checkpoint_steps=100"])
+    text = dump_job(job)
+    assert parse_job(tomllib.loads(text)) == job
+    assert tomllib.loads(text)["train"]["patience"] == 2
+    assert tomllib.loads(text)["model"] == {"type": "dnn", "embedding_dim": 8}
+
+
+def test_job_is_frozen(job_path: Path) -> None:
+    job: Job = load_job(job_path)
+    with pytest.raises(ValueError, match="frozen"):
+        job.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
