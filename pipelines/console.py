@@ -1,7 +1,8 @@
 """What a command shows: its result, its progress and its log.
 
-Results go to standard output, everything else to standard error, so that `headwater run --json | tail -1`
-is one JSON object. A progress bar appears on a terminal only; a file or a pipe gets a plain line now and then.
+Results go to standard output and everything else to standard error, so that
+`headwater run --json | tail -1` is one JSON object. A progress bar appears on a terminal only; a
+file or a pipe gets a plain line now and then.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def note(text: str) -> None:
 
 
 class Progress:
-    """Progress of one piece of work: `with Progress("encode", total=n, unit="rows") as bar: bar.advance(k)`.
+    """Progress of one piece of work, as a context manager: `bar.advance(k)` counts `k` units.
 
-    A tqdm bar where standard error is a terminal; otherwise a line every `LINE_EVERY_S` and one at the end.
+    A tqdm bar on a terminal; otherwise a line every `LINE_EVERY_S` seconds and one at the end.
     """
 
     def __init__(self, description: str, *, total: int | None = None, unit: str = "steps") -> None:
@@ -81,7 +82,7 @@ class Progress:
             note(self.line())
 
     def line(self) -> str:
-        """Return the state as one line: what, how much, how fast, and the fields of the last step."""
+        """Return the state as one line: what, how much, how fast, and the last fields."""
         speed = self._done / max(time.monotonic() - self._start_s, 1e-9)
         if self._total:
             share = 100 * self._done / self._total
@@ -151,7 +152,7 @@ def configure_logging(*, as_json: bool) -> None:
 
 
 def _plain(value: object) -> object:
-    """Turn what msgspec does not know into what it does: paths into text, numpy scalars into numbers."""
+    """Turn what msgspec does not know into what it does: a path to text, a scalar to a number."""
     if isinstance(value, PurePath):
         return str(value)
     item = getattr(value, "item", None)

@@ -1,4 +1,4 @@
-"""What a command shows: one JSON line, plain progress away from a terminal, logs on standard error."""
+"""What a command shows: one JSON line, plain progress, logs on standard error."""
 
 from __future__ import annotations
 
