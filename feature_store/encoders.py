@@ -9,6 +9,7 @@ encoder cannot differ between training and serving. Adding an encoder is a class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from pydantic import Field
 from headwater.feature_store import log_buckets, moments, quantiles
 from headwater.feature_store import schema as fs
 from headwater.feature_store.config import Config
+from headwater.feature_store.errors import FeatureError
 
 Program = tuple[tuple[fs.Step, ...], int]
 """Elementwise steps, and the cardinality: rows of the table, 0 for a dense column."""
@@ -56,7 +58,7 @@ class Declared(Config):
         """
         return None
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Return the steps for `learned`, the sum of all partial frames, in any row order."""
         raise NotImplementedError
 
@@ -96,7 +98,7 @@ class Vocabulary(Column):
         """Return the count of each value."""
         return count_values(values)
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Look values up, the most frequent first; ties by value."""
         keys = frequent(learned, self.min_count, self.max_size)
         return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
@@ -113,7 +115,7 @@ class Hashed(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Hash the text of the value."""
         step = fs.Hash(num_buckets=self.num_buckets, seed=self.seed)
         return (step, fs.Missing()), fs.FIRST_CODE + self.num_buckets
@@ -132,7 +134,7 @@ class LogBuckets(Column):
         """Return the count of each bucket."""
         return count_values(log_buckets.bucketise(values))
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Find the interval by its edges, then the code of the bucket to which it belongs."""
         buckets = [int(bucket) for bucket in frequent(learned, self.min_count, None)]
         edges, lookup = log_buckets.intervals(buckets)
@@ -152,7 +154,7 @@ class Quantiles(Column):
         """Return the sketch of the fragment."""
         return quantiles.sketch(values)
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Count the edges at or below the value."""
         edges = quantiles.edges(_required(learned), self.num_buckets)
         steps = (fs.Edges(values=tuple(edges)), fs.Missing())
@@ -171,11 +173,17 @@ class Standardized(Column):
         """Return the exact sums of the values and of their squares."""
         return moments.exact_sums(values)
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Scale to mean 0 and deviation 1; a constant column is only shifted."""
         mean, deviation = moments.mean_and_deviation(_required(learned))
         scale = 1.0 / deviation if deviation > 0 else 1.0
-        return (fs.Affine(scale=scale, offset=-mean * scale), fs.Missing()), 0
+        offset = -mean * scale
+        if not (math.isfinite(scale) and math.isfinite(offset)):
+            raise FeatureError(
+                f"column {self.inputs[0]!r}, feature {self.name!r}: mean {mean:g} and standard deviation "
+                f"{deviation:g} cannot be scaled within float64; rescale the column in [data]."
+            )
+        return (fs.Affine(scale=scale, offset=offset), fs.Missing()), 0
 
 
 class Identity(Column):
@@ -186,7 +194,7 @@ class Identity(Column):
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
     is_dense: ClassVar[bool] = True
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Round to float32."""
         return (fs.Affine(scale=1.0, offset=0.0), fs.Missing()), 0
 
@@ -204,7 +212,7 @@ class Calendar(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64",)
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Take the part; nothing is learned."""
         step = fs.Calendar(
             part=self.part, unit=self.unit, utc_offset_minutes=self.utc_offset_minutes
@@ -232,21 +240,14 @@ class Crossed(Declared):
         """Return the count of each combination."""
         return count_values(values)
 
-    def program(self, learned: pl.DataFrame | None, raw: fs.RawColumn | None) -> Program:
+    def program(self, learned: pl.DataFrame | None) -> Program:
         """Look the combination up; `fit` puts the Cross step, which needs the schema, before it."""
         keys = frequent(learned, self.min_count, self.max_size)
         return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
 
 
 Encoder = Annotated[
-    Vocabulary
-    | Hashed
-    | LogBuckets
-    | Quantiles
-    | Standardized
-    | Identity
-    | Calendar
-    | Crossed,
+    Vocabulary | Hashed | LogBuckets | Quantiles | Standardized | Identity | Calendar | Crossed,
     Field(discriminator="encoder"),
 ]
 """A declared feature, as `{name = "user_id", encoder = "vocabulary", min_count = 2}` in a job."""

@@ -76,6 +76,19 @@ class Calendar(msgspec.Struct, frozen=True, tag="calendar"):
     unit: Literal["s", "ms", "us"] = "ms"
     utc_offset_minutes: int = 0
 
+    @property
+    def hour(self) -> int:
+        """An hour in `unit`."""
+        return 3600 * {"s": 1, "ms": 1000, "us": 1_000_000}[self.unit]
+
+    @property
+    def shift(self) -> int:
+        """What to add to a UTC time, modulo a week, so that 0 is Monday 0:00 on the local clock.
+
+        The epoch was a Thursday, three days after a Monday.
+        """
+        return (72 * self.hour + self.utc_offset_minutes * self.hour // 60) % (168 * self.hour)
+
 
 class Cross(msgspec.Struct, frozen=True, tag="cross"):
     """Codes of other columns to one int64: their mixed-radix number; INT64_MIN where any code is 0."""

@@ -1,0 +1,297 @@
+"""From declared encoders and training rows to a fitted schema.
+
+Rows come as fragments, row ranges in a fixed order. `partial` reads one fragment, in one streaming query, and
+can run on any machine; `merge` adds what the fragments gave; `finish` makes programs of the sum. What is added
+are integers, by key, so that neither the number of workers nor their speed can change a byte of the schema.
+Memory is bounded by distinct values, not by rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import polars as pl
+
+from headwater.feature_store import schema as fs
+from headwater.feature_store.encoders import Column, Crossed, Declared
+from headwater.feature_store.errors import DataError, FeatureError
+from headwater.feature_store.normalise import (
+    POLARS_TYPES,
+    data_errors,
+    infer_dtype,
+    missing_column,
+    normalise,
+)
+from headwater.feature_store.polars_compiler import combine, encode
+
+MAX_STRING_KEYS = 1_000_000
+"""String keys of all vocabularies together: each process that serves holds them (0.44 GB a million)."""
+
+Partial = Mapping[str, pl.DataFrame]
+"""What some rows teach, by feature: a column `key`, and integer columns that add up."""
+
+_NOTHING = fs.Schema(raw=(), columns=())
+
+
+def fit(
+    encoders: Sequence[Declared],
+    fragments: Sequence[pl.LazyFrame],
+    dtypes: Mapping[str, fs.RawColumn],
+) -> fs.Schema:
+    """Return the schema that training rows teach the encoders.
+
+    `dtypes` has each raw column by name, as `raw_columns` gives them. Fragments are read once, and once more
+    for each depth of crossed columns. Raises FeatureError where an encoder cannot take its column, DataError
+    where a value is not of the column's type.
+    """
+    if not fragments:
+        raise DataError("no rows to fit the features on: the training data is empty.")
+    check(encoders, dtypes)
+    schema = _NOTHING
+    while len(schema.columns) < len(encoders):
+        ready = next_pass(encoders, schema)
+        learned = merge(partial(ready, fragment, dtypes, schema) for fragment in fragments)
+        schema = finish(encoders, ready, learned, dtypes, schema)
+    return schema
+
+
+def next_pass(encoders: Sequence[Declared], schema: fs.Schema) -> list[Declared]:
+    """Return the encoders that `schema` lacks and that can be fitted now: crossed ones after their inputs."""
+    fitted = {column.name for column in schema.columns}
+    waiting = [encoder for encoder in encoders if encoder.name not in fitted]
+    return [
+        encoder
+        for encoder in waiting
+        if not isinstance(encoder, Crossed) or fitted.issuperset(encoder.columns)
+    ]
+
+
+def partial(
+    encoders: Sequence[Declared],
+    fragment: pl.LazyFrame,
+    dtypes: Mapping[str, fs.RawColumn],
+    schema: fs.Schema = _NOTHING,
+) -> Partial:
+    """Return what the rows of one fragment teach; `schema` has what crossed columns among them combine."""
+    needed = _raw_of(encoders, dtypes) | {column.name: column for column in schema.raw}
+    rows = normalise(fragment, list(needed.values()))
+    queries: dict[str, pl.LazyFrame] = {}
+    for encoder in encoders:
+        query = encoder.partial(_values(encoder, rows, dtypes, schema))
+        if query is not None:
+            queries[encoder.name] = query
+    with data_errors():
+        frames = pl.collect_all(list(queries.values()), engine="streaming")
+    return dict(zip(queries, frames, strict=True))
+
+
+def merge(partials: Iterable[Partial]) -> Partial:
+    """Return the sum of partial results; the cost is near linear in their size."""
+    sums: dict[str, pl.DataFrame] = {}
+    waiting: dict[str, list[pl.DataFrame]] = {}
+    for part in partials:
+        for name, frame in part.items():
+            queue = waiting.setdefault(name, [])
+            queue.append(frame)
+            # Small results wait until they weigh as much as the sum, so that it is not rebuilt for each.
+            if sum(each.height for each in queue) >= (sums[name].height if name in sums else 0):
+                sums[name] = _add(name, sums, queue)
+                queue.clear()
+    return {
+        name: _add(name, sums, queue) if queue else sums[name] for name, queue in waiting.items()
+    }
+
+
+def finish(
+    encoders: Sequence[Declared],
+    fitted_now: Sequence[Declared],
+    learned: Partial,
+    dtypes: Mapping[str, fs.RawColumn],
+    schema: fs.Schema = _NOTHING,
+) -> fs.Schema:
+    """Return `schema` with the columns of `fitted_now`, in the order in which `encoders` declares them."""
+    columns = {column.name: column for column in schema.columns}
+    for encoder in fitted_now:
+        columns[encoder.name] = _column(encoder, learned.get(encoder.name), dtypes, columns)
+    ordered = tuple(columns[each.name] for each in encoders if each.name in columns)
+    raw = _raw_of([each for each in encoders if each.name in columns], dtypes)
+    result = fs.Schema(raw=tuple(raw.values()), columns=ordered)
+    _check_string_keys(result)
+    return result
+
+
+def raw_columns(
+    encoders: Sequence[Declared], data: Mapping[str, pl.DataType]
+) -> dict[str, fs.RawColumn]:
+    """Return the raw columns that encoders read, typed by their `dtype` or else by the data's schema.
+
+    Raises DataError for a column that the data lacks, FeatureError where two features read one column as
+    two types.
+    """
+    raw: dict[str, fs.RawColumn] = {}
+    declared: dict[str, tuple[str, fs.Dtype]] = {}
+    for encoder in encoders:
+        if not isinstance(encoder, Column):
+            continue
+        (name,) = encoder.inputs
+        if name not in data:
+            raise DataError(f"feature {encoder.name!r}: {missing_column(name, list(data))}")
+        found = infer_dtype(name, data[name])
+        if encoder.dtype is not None:
+            first, dtype = declared.setdefault(name, (encoder.name, encoder.dtype))
+            if dtype != encoder.dtype:
+                raise FeatureError(
+                    f"column {name!r}: feature {first!r} reads it as {dtype}, feature {encoder.name!r} as "
+                    f"{encoder.dtype}; give both the same `dtype`."
+                )
+            found = fs.RawColumn(name=name, dtype=encoder.dtype, is_list=found.is_list)
+        if name not in raw or encoder.dtype is not None:
+            raw[name] = found
+    return raw
+
+
+def check(encoders: Sequence[Declared], dtypes: Mapping[str, fs.RawColumn]) -> None:
+    """Raise FeatureError or DataError where an encoder cannot take its columns; reads no data."""
+    earlier: dict[str, Declared] = {}
+    for encoder in encoders:
+        if encoder.name in earlier:
+            raise FeatureError(
+                f"feature {encoder.name!r} is declared twice; `name` must be unique."
+            )
+        if isinstance(encoder, Column):
+            (name,) = encoder.inputs
+            if name not in dtypes:
+                raise DataError(f"feature {encoder.name!r}: {missing_column(name, list(dtypes))}")
+            _check_column(encoder, dtypes[name])
+        else:
+            _check_crossed(encoder, earlier, dtypes)
+        earlier[encoder.name] = encoder
+
+
+def _check_column(encoder: Column, raw: fs.RawColumn) -> None:
+    where = f"column {raw.name!r}, feature {encoder.name!r}: encoder {encoder.kind!r}"
+    if raw.dtype not in encoder.accepts:
+        raise FeatureError(
+            f"{where} takes {' or '.join(encoder.accepts)}, found {raw.dtype}. Set `dtype` where the values can "
+            f"be read so, or choose another encoder."
+        )
+    if raw.is_list and encoder.is_dense:
+        raise FeatureError(
+            f"{where} gives one number an example, found a list. Derive its mean, its last entry or its length "
+            f"in [data], or use an encoder that gives codes."
+        )
+    if raw.is_list and encoder.length is None:
+        raise FeatureError(
+            f"{where} reads a list: set `length`, the entries that an example keeps."
+        )
+    if not raw.is_list and encoder.length is not None:
+        raise FeatureError(
+            f"{where} has `length`, but the column has one value an example; remove it."
+        )
+
+
+def _check_crossed(
+    encoder: Declared, earlier: Mapping[str, Declared], dtypes: Mapping[str, fs.RawColumn]
+) -> None:
+    for name in encoder.inputs:
+        where = f"feature {encoder.name!r}: encoder {encoder.kind!r} cannot combine {name!r}"
+        if name not in earlier:
+            known = ", ".join(earlier) or "none"
+            raise FeatureError(
+                f"{where}: no feature of this name is declared before it (there: {known})."
+            )
+        other = earlier[name]
+        if other.is_dense:
+            raise FeatureError(
+                f"{where}: {other.kind!r} gives a number and no codes. Declare a feature with quantiles or "
+                f"log_buckets over its column, and combine that."
+            )
+        if isinstance(other, Column) and dtypes[other.inputs[0]].is_list:
+            raise FeatureError(
+                f"{where}: it is a list; only features with one code an example combine."
+            )
+
+
+def _check_string_keys(schema: fs.Schema) -> None:
+    counts = {
+        column.name: len(step.keys)
+        for column in schema.columns
+        for step in column.steps
+        if isinstance(step, fs.Lookup) and step.keys and isinstance(step.keys[0], str)
+    }
+    if sum(counts.values()) > MAX_STRING_KEYS:
+        largest = sorted(counts.items(), key=lambda item: -item[1])[:3]
+        named = ", ".join(f"{name!r} {count:,}" for name, count in largest)
+        raise FeatureError(
+            f"vocabularies hold {sum(counts.values()):,} text values, a release at most {MAX_STRING_KEYS:,}; "
+            f'the largest: {named}. Use encoder = "hashed", a higher `min_count` or a `max_size` there, or '
+            f"integer ids, which have no such limit."
+        )
+
+
+def _raw_of(
+    encoders: Iterable[Declared], dtypes: Mapping[str, fs.RawColumn]
+) -> dict[str, fs.RawColumn]:
+    """Return the raw columns of encoders, in the order of their first use."""
+    names = [name for each in encoders if isinstance(each, Column) for name in each.inputs]
+    return {name: dtypes[name] for name in names}
+
+
+def _values(
+    encoder: Declared,
+    rows: pl.LazyFrame,
+    dtypes: Mapping[str, fs.RawColumn],
+    schema: fs.Schema,
+) -> pl.LazyFrame:
+    """Return the column `value` of all values, or combinations of codes, that are not missing."""
+    if isinstance(encoder, Column):
+        raw = dtypes[encoder.inputs[0]]
+        value = pl.col(raw.name)
+        return rows.select((value.explode() if raw.is_list else value).alias("value")).drop_nulls()
+    expressions = dict(zip((each.name for each in schema.columns), encode(schema), strict=True))
+    cross = _cross(encoder, {column.name: column for column in schema.columns})
+    codes = [expressions[name] for name in encoder.inputs]
+    combined = rows.select(combine(codes, cross).alias("value"))
+    return combined.filter(pl.col("value") != fs.INT64_MIN)
+
+
+def _cross(encoder: Declared, columns: Mapping[str, fs.EncodedColumn]) -> fs.Cross:
+    cardinalities = tuple(columns[name].cardinality for name in encoder.inputs)
+    if math.prod(cardinalities) >= 2**63:
+        raise FeatureError(
+            f"feature {encoder.name!r}: {' x '.join(f'{each:,}' for each in cardinalities)} combinations are more "
+            f"than int64 can number; combine fewer features, or smaller ones."
+        )
+    return fs.Cross(cardinalities=cardinalities)
+
+
+def _add(
+    name: str, sums: Mapping[str, pl.DataFrame], queue: Sequence[pl.DataFrame]
+) -> pl.DataFrame:
+    frames = [*([sums[name]] if name in sums else []), *queue]
+    if len(frames) == 1:
+        return frames[0]
+    return pl.concat(frames).group_by("key").agg(pl.exclude("key").sum())
+
+
+def _column(
+    encoder: Declared,
+    learned: pl.DataFrame | None,
+    dtypes: Mapping[str, fs.RawColumn],
+    columns: Mapping[str, fs.EncodedColumn],
+) -> fs.EncodedColumn:
+    steps, cardinality = encoder.program(learned)
+    if not isinstance(encoder, Column):
+        steps = (_cross(encoder, columns), *steps)
+    elif encoder.length is not None:
+        steps = (*steps, fs.Pad(length=encoder.length, keep=encoder.keep))
+    return fs.EncodedColumn(
+        name=encoder.name,
+        encoder=encoder.kind,
+        inputs=encoder.inputs,
+        steps=steps,
+        cardinality=cardinality,
+        length=(encoder.length or 1) if isinstance(encoder, Column) else 1,
+        pooling=encoder.pooling if isinstance(encoder, Column) else "sum",
+    )

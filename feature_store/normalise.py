@@ -1,0 +1,138 @@
+"""Raw columns of any type that logs come in, brought to the three types that encoders read.
+
+Integers, bools and unsigned integers become Int64; floats and decimals Float64; categories String; dates and
+datetimes Int64 milliseconds UTC (a datetime without zone is UTC). Null, NaN, '' and INT64_MIN are one thing
+afterwards: null. A list is one of those three types by element.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import polars as pl
+
+from headwater.feature_store import schema as fs
+from headwater.feature_store.errors import DataError
+
+POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
+    "int64": pl.Int64(),
+    "double": pl.Float64(),
+    "string": pl.String(),
+}
+
+
+def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
+    """Return the frame with the columns `raw` in their normal form, and all other columns as they were.
+
+    Raises DataError for an absent column or a type that cannot become the wanted one. A single value that
+    cannot, as the text 'N/A' in an int64 column, shows when the frame is collected: collect inside
+    `data_errors()`.
+    """
+    found = lf.collect_schema()
+    expressions: list[pl.Expr] = []
+    for column in raw:
+        if column.name not in found:
+            raise DataError(missing_column(column.name, found.names()))
+        dtype = found[column.name]
+        source = pl.col(column.name)
+        if column.is_list != isinstance(dtype, pl.List | pl.Array):
+            shape = "a list" if column.is_list else "one value an example"
+            raise DataError(f"column {column.name!r}: expected {shape}, found {dtype}.")
+        if isinstance(dtype, pl.Array):
+            source = source.arr.to_list()
+        if isinstance(dtype, pl.List | pl.Array):
+            source = source.list.eval(_scalar(pl.element(), _element_type(dtype), column))
+        else:
+            source = _scalar(source, dtype, column)
+        expressions.append(source.alias(column.name))
+    return lf.with_columns(expressions)
+
+
+def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
+    """Return the raw column that Polars' type suggests; DataError where no encoder could read it."""
+    is_list = isinstance(dtype, pl.List | pl.Array)
+    inner = _element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
+    if inner.is_integer() or inner.is_temporal() or inner in (pl.Boolean, pl.Null):
+        wanted: fs.Dtype = "int64"
+    elif inner.is_numeric():
+        wanted = "double"
+    else:
+        wanted = "string"
+    raw = fs.RawColumn(name=name, dtype=wanted, is_list=is_list)
+    _scalar(pl.element(), inner, raw)
+    return raw
+
+
+def missing_column(name: str, columns: Sequence[str]) -> str:
+    """Return the message for a column that the data does not have, with the nearest name it has."""
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"column {name!r} is not in the data, which has: {', '.join(columns)}.{hint}"
+
+
+@contextmanager
+def data_errors(source: str = "data") -> Iterator[None]:
+    """Raise DataError, naming `source` and the column, for a value that could not be read as its type."""
+    try:
+        yield
+    except pl.exceptions.InvalidOperationError as error:
+        pattern = r"conversion from `(.+?)` to `(.+?)` failed in column '(.*?)' for (.*)"
+        match = re.search(pattern, str(error))
+        if match is None:
+            raise
+        found, wanted, column, values = match.groups()
+        raise DataError(
+            f"{source}: column {column!r}: expected {wanted}, found {found} for {values}. Clean the values, "
+            f"or set the feature's `dtype` or its `column`."
+        ) from None
+
+
+def _element_type(dtype: pl.List | pl.Array) -> pl.DataType:
+    inner = dtype.inner
+    return inner if isinstance(inner, pl.DataType) else inner()
+
+
+def _scalar(value: pl.Expr, found: pl.DataType, column: fs.RawColumn) -> pl.Expr:
+    """Return one value in normal form; DataError where no value of type `found` can have it."""
+    if isinstance(found, pl.Categorical | pl.Enum):
+        value, found = value.cast(pl.String), pl.String()
+    if isinstance(found, pl.Date):
+        value, found = value.cast(pl.Datetime("ms")).dt.timestamp("ms"), pl.Int64()
+    elif isinstance(found, pl.Datetime):
+        value, found = value.dt.timestamp("ms"), pl.Int64()
+    wanted = POLARS_TYPES[column.dtype]
+    is_text, is_number = isinstance(found, pl.String), found.is_numeric()
+    if not (is_text or is_number or isinstance(found, pl.Boolean | pl.Null)):
+        raise DataError(
+            f"column {column.name!r}: {found} is no type that an encoder reads; cast it to a number, a text "
+            f"or a list of them, as by `derive` in [data]."
+        )
+    if column.dtype == "string" and is_number and not found.is_integer():
+        raise DataError(
+            f"column {column.name!r}: {found} has no single text; read it as double, or as int64 where "
+            f"all values are whole."
+        )
+    if is_text:
+        value = _without(value, "")
+    if is_number and not found.is_integer() and column.dtype == "int64":
+        value = _whole(value)
+    value = value.cast(wanted)
+    if column.dtype == "double":
+        return value.fill_nan(None)
+    return _without(value, fs.INT64_MIN) if column.dtype == "int64" else value
+
+
+def _without(value: pl.Expr, missing: int | str) -> pl.Expr:
+    return pl.when(value != missing).then(value)
+
+
+def _whole(value: pl.Expr) -> pl.Expr:
+    """Return the integers in a float; one with a fraction or out of range fails the cast by its text."""
+    number = value.cast(pl.Float64).fill_nan(None)
+    integer = number.cast(pl.Int64, strict=False)
+    exact = integer.cast(pl.Float64) == number
+    refused = pl.when(exact.fill_null(value=False)).then(None).otherwise(number)
+    return pl.when(exact).then(integer).otherwise(refused.cast(pl.String).cast(pl.Int64))

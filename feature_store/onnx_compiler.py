@@ -1,0 +1,318 @@
+"""Programs as standard ONNX nodes: the graph that a release runs on raw features.
+
+Opset 18 and ai.onnx.ml 4; onnxruntime's `MurmurHash3` (domain com.microsoft) is the one operator outside the
+standard. Raw columns are the inputs: `[N, 1]` int64, double or string, a list `[N, L]` beside
+`<name>.length`. Outputs are `code.<name>` (int64 `[N, length]`) and `dense.<name>` (float32 `[N, 1]`). Two
+inputs may have different numbers of rows, as one context beside many candidates: only `cross` joins columns,
+and it broadcasts.
+
+The other compiler of the same programs is `polars_compiler`; a test holds that both give equal codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from headwater.feature_store import schema as fs
+
+OPSETS: tuple[tuple[str, int], ...] = (("", 18), ("ai.onnx.ml", 4), ("com.microsoft", 1))
+"""Domains and versions that the nodes need."""
+IR_VERSION = 10
+"""Version of the file format; onnxruntime reads it since 1.18."""
+COMPARED_EDGES = 128
+"""Up to so many edges are compared one and all; more take a binary search."""
+
+_ELEMENTS: dict[fs.Dtype, int] = {
+    "int64": TensorProto.INT64,
+    "double": TensorProto.DOUBLE,
+    "string": TensorProto.STRING,
+}
+_NUMPY = {
+    TensorProto.INT64: np.int64,
+    TensorProto.DOUBLE: np.float64,
+    TensorProto.FLOAT: np.float32,
+}
+
+Dim = str | int
+
+
+class Tensor(NamedTuple):
+    """A value of the graph: its name, and its element type as in TensorProto."""
+
+    name: str
+    element: int
+
+
+@dataclass(slots=True)
+class EncoderGraph:
+    """Nodes from raw columns to codes and dense numbers, to run alone or to put before a model."""
+
+    inputs: list[ValueInfoProto] = field(default_factory=list)
+    outputs: list[ValueInfoProto] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
+    _constants: dict[tuple[int, bytes, tuple[int, ...]], Tensor] = field(default_factory=dict)
+
+    def model(self) -> onnx.ModelProto:
+        """Return the graph as a model of its own."""
+        graph = helper.make_graph(
+            self.nodes, "encoders", self.inputs, self.outputs, self.initializers
+        )
+        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+    def add(self, operator: str, *inputs: Tensor, element: int, **attributes: object) -> Tensor:
+        """Append a node and return its output, of type `element`."""
+        output = Tensor(f"encode/{len(self.nodes)}", element)
+        domain = {"LabelEncoder": "ai.onnx.ml", "MurmurHash3": "com.microsoft"}.get(operator, "")
+        names = [tensor.name for tensor in inputs]
+        self.nodes.append(
+            helper.make_node(operator, names, [output.name], domain=domain, **attributes)
+        )
+        return output
+
+    def cast(self, value: Tensor, element: int) -> Tensor:
+        """Return the value as another element type."""
+        if value.element == element:
+            return value
+        return self.add("Cast", value, element=element, to=element)
+
+    def constant(self, values: object, element: int = TensorProto.INT64) -> Tensor:
+        """Return an initializer with these values; equal ones are stored once."""
+        array = np.asarray(values, dtype=_NUMPY[element])
+        key = (element, array.tobytes(), array.shape)
+        if key not in self._constants:
+            tensor = Tensor(f"encode/constant/{len(self.initializers)}", element)
+            self.initializers.append(numpy_helper.from_array(array, tensor.name))
+            self._constants[key] = tensor
+        return self._constants[key]
+
+
+def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) -> EncoderGraph:
+    """Return the graph of all columns of a schema.
+
+    `batch` gives the first dimension of raw inputs by name: a symbol, or 1 for context that a request gives
+    once; "N" where it says nothing. A crossed column has the rows of its inputs that are not 1.
+    """
+    batch = batch or {}
+    graph = EncoderGraph()
+    raw = {column.name: column for column in schema.raw}
+    for column in schema.raw:
+        rows = batch.get(column.name, "N")
+        width = f"{column.name}.L" if column.is_list else 1
+        graph.inputs.append(_info(Tensor(column.name, _ELEMENTS[column.dtype]), [rows, width]))
+        if column.is_list:
+            length = Tensor(f"{column.name}.length", TensorProto.INT64)
+            graph.inputs.append(_info(length, [rows, 1]))
+
+    encoded: dict[str, Tensor] = {}
+    rows_of: dict[str, Dim] = {}
+    masks: dict[str, Tensor] = {}
+    for column in schema.columns:
+        steps = list(column.steps)
+        if isinstance(steps[0], fs.Cross):
+            wire = _cross(graph, [encoded[name] for name in column.inputs], steps.pop(0))
+            rows_of[column.name] = _joint_rows([rows_of[name] for name in column.inputs])
+        else:
+            source = raw[column.inputs[0]]
+            wire = Tensor(source.name, _ELEMENTS[source.dtype])
+            rows_of[column.name] = batch.get(source.name, "N")
+        value = wire
+        for step in steps:
+            if isinstance(step, fs.Missing):
+                if wire.name not in masks:
+                    masks[wire.name] = _is_missing(graph, wire)
+                fill = graph.constant(step.fill, value.element)
+                value = graph.add("Where", masks[wire.name], fill, value, element=value.element)
+            elif isinstance(step, fs.Pad):
+                length = Tensor(f"{wire.name}.length", TensorProto.INT64)
+                value = _pad(graph, value, length, step)
+            else:
+                value = _PRIMITIVES[type(step)](graph, value, step)
+        output = Tensor(f"{'dense' if column.is_dense else 'code'}.{column.name}", value.element)
+        graph.nodes.append(helper.make_node("Identity", [value.name], [output.name]))
+        graph.outputs.append(_info(output, [rows_of[column.name], column.length]))
+        encoded[column.name] = output
+    return graph
+
+
+def _info(tensor: Tensor, dims: Sequence[Dim]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, tensor.element, list(dims))
+
+
+def _joint_rows(rows: Sequence[Dim]) -> Dim:
+    many = sorted({str(dim) for dim in rows if dim != 1})
+    assert len(many) <= 1, f"columns with rows {many} cannot be crossed"
+    return next((dim for dim in rows if dim != 1), 1)
+
+
+def _is_missing(graph: EncoderGraph, wire: Tensor) -> Tensor:
+    if wire.element == TensorProto.DOUBLE:
+        return graph.add("IsNaN", wire, element=TensorProto.BOOL)
+    if wire.element == TensorProto.INT64:
+        return graph.add("Equal", wire, graph.constant(fs.INT64_MIN), element=TensorProto.BOOL)
+    # Equal takes strings from opset 19 on; a LabelEncoder with one key does the same.
+    return graph.cast(_label(graph, wire, [""], [1], default=0), TensorProto.BOOL)
+
+
+def _label(
+    graph: EncoderGraph,
+    value: Tensor,
+    keys: Sequence[int | str],
+    codes: Sequence[int],
+    default: int,
+) -> Tensor:
+    """Add a LabelEncoder from int64 or string to int64."""
+    return graph.add(
+        "LabelEncoder",
+        value,
+        element=TensorProto.INT64,
+        keys_tensor=_key_tensor(keys, value.element),
+        values_tensor=numpy_helper.from_array(np.asarray(codes, np.int64), "values"),
+        default_tensor=numpy_helper.from_array(np.asarray([default], np.int64), "default"),
+    )
+
+
+def _key_tensor(keys: Sequence[int | str], element: int) -> TensorProto:
+    if element == TensorProto.INT64:
+        return numpy_helper.from_array(np.asarray(keys, np.int64), "keys")
+    tensor = TensorProto(name="keys", data_type=TensorProto.STRING, dims=[len(keys)])
+    # Written directly: helper.make_tensor goes through numpy, which strips trailing NULs.
+    tensor.string_data.extend(str(key).encode() for key in keys)
+    return tensor
+
+
+def _lookup(graph: EncoderGraph, value: Tensor, step: fs.Lookup) -> Tensor:
+    keys: Sequence[int | str] = step.keys
+    codes = step.codes or range(fs.FIRST_CODE, fs.FIRST_CODE + len(keys))
+    if not keys:
+        # LabelEncoder wants a key: the missing value, which is as unknown as all others.
+        keys = [fs.INT64_MIN if value.element == TensorProto.INT64 else ""]
+        codes = [fs.UNKNOWN_CODE]
+    return _label(graph, value, keys, list(codes), default=fs.UNKNOWN_CODE)
+
+
+def _edges(graph: EncoderGraph, value: Tensor, step: fs.Edges) -> Tensor:
+    number = graph.cast(value, TensorProto.DOUBLE)
+    edges = step.values or (nan,)
+    search = _compare_all if len(edges) <= COMPARED_EDGES else _binary_search
+    return _first_code(graph, search(graph, number, edges))
+
+
+def _compare_all(graph: EncoderGraph, number: Tensor, edges: Sequence[float]) -> Tensor:
+    """Count the edges at or below the number."""
+    last = graph.constant([-1])
+    column = graph.add("Unsqueeze", number, last, element=TensorProto.DOUBLE)
+    passed = _at_least(graph, column, graph.constant(edges, TensorProto.DOUBLE))
+    return graph.add("ReduceSum", passed, last, element=TensorProto.INT64, keepdims=0)
+
+
+def _binary_search(graph: EncoderGraph, number: Tensor, edges: Sequence[float]) -> Tensor:
+    """Count the edges at or below the number, a bit of the count at a time, the highest first."""
+    num_bits = len(edges).bit_length()
+    # NaN behind the edges: nothing is at or above it.
+    table = graph.constant([*edges, *[nan] * (2**num_bits - 1 - len(edges))], TensorProto.DOUBLE)
+    count = graph.constant(0)
+    for bit in reversed(range(num_bits)):
+        probe = graph.add("Add", count, graph.constant(2**bit - 1), element=TensorProto.INT64)
+        edge = graph.add("Gather", table, probe, element=TensorProto.DOUBLE, axis=0)
+        passed = _at_least(graph, number, edge)
+        gained = graph.add("Mul", passed, graph.constant(2**bit), element=TensorProto.INT64)
+        count = graph.add("Add", count, gained, element=TensorProto.INT64)
+    return count
+
+
+def _at_least(graph: EncoderGraph, number: Tensor, edge: Tensor) -> Tensor:
+    passed = graph.add("GreaterOrEqual", number, edge, element=TensorProto.BOOL)
+    return graph.cast(passed, TensorProto.INT64)
+
+
+def _affine(graph: EncoderGraph, value: Tensor, step: fs.Affine) -> Tensor:
+    double = TensorProto.DOUBLE
+    number = graph.cast(value, double)
+    scaled = graph.add("Mul", number, graph.constant(step.scale, double), element=double)
+    shifted = graph.add("Add", scaled, graph.constant(step.offset, double), element=double)
+    return graph.cast(shifted, TensorProto.FLOAT)
+
+
+def _hash(graph: EncoderGraph, value: Tensor, step: fs.Hash) -> Tensor:
+    text = graph.cast(value, TensorProto.STRING)
+    unsigned = graph.add(
+        "MurmurHash3", text, element=TensorProto.UINT32, positive=1, seed=step.seed
+    )
+    return _first_code(
+        graph, _modulo(graph, graph.cast(unsigned, TensorProto.INT64), step.num_buckets)
+    )
+
+
+def _calendar(graph: EncoderGraph, value: Tensor, step: fs.Calendar) -> Tensor:
+    week, day = 168 * step.hour, 24 * step.hour
+    # Reduced to one week before anything is added, so that no time overflows.
+    utc = _modulo(graph, value, week)
+    shifted = graph.add("Add", utc, graph.constant(step.shift), element=TensorProto.INT64)
+    local = _modulo(graph, shifted, week)
+    if step.part == "weekend":
+        passed = graph.constant(5 * day)
+        part = graph.add("GreaterOrEqual", local, passed, element=TensorProto.BOOL)
+        return _first_code(graph, graph.cast(part, TensorProto.INT64))
+    unit = graph.constant(day if step.part == "weekday" else step.hour)
+    part = graph.add("Div", local, unit, element=TensorProto.INT64)
+    return _first_code(graph, _modulo(graph, part, 24) if step.part == "hour" else part)
+
+
+def _first_code(graph: EncoderGraph, number: Tensor) -> Tensor:
+    return graph.add("Add", number, graph.constant(fs.FIRST_CODE), element=TensorProto.INT64)
+
+
+def _modulo(graph: EncoderGraph, number: Tensor, divisor: int) -> Tensor:
+    """Return the remainder with the sign of the divisor."""
+    return graph.add("Mod", number, graph.constant(divisor), element=TensorProto.INT64)
+
+
+def _cross(graph: EncoderGraph, codes: Sequence[Tensor], step: fs.Cross) -> Tensor:
+    """Return the mixed-radix number of codes, INT64_MIN where any is missing; rows broadcast."""
+    int64 = TensorProto.INT64
+    number = codes[0]
+    for code, cardinality in zip(codes[1:], step.cardinalities[1:], strict=True):
+        number = graph.add("Mul", number, graph.constant(cardinality), element=int64)
+        number = graph.add("Add", number, code, element=int64)
+    least = graph.add("Min", *codes, element=int64)
+    missing = graph.add("Equal", least, graph.constant(fs.MISSING_CODE), element=TensorProto.BOOL)
+    return graph.add("Where", missing, graph.constant(fs.INT64_MIN), number, element=int64)
+
+
+def _pad(graph: EncoderGraph, codes: Tensor, length: Tensor, step: fs.Pad) -> Tensor:
+    """Return [N, step.length] of the first `length` entries of each row, zeros behind them."""
+    int64 = TensorProto.INT64
+    zero = graph.constant(fs.MISSING_CODE)
+    width = graph.add("Shape", codes, element=int64, start=1)
+    # A length beyond the tensor, or below 0, reads as what is there.
+    valid = graph.add("Max", graph.add("Min", length, width, element=int64), zero, element=int64)
+    wide = graph.add("Pad", codes, graph.constant([0, 0, 0, step.length]), zero, element=int64)
+    positions = graph.constant([list(range(step.length))])
+    if step.keep == "head":
+        bounds = [graph.constant([bound]) for bound in (0, step.length, 1)]
+        kept = graph.add("Slice", wide, *bounds, element=int64)
+    else:
+        surplus = graph.add("Sub", valid, graph.constant(step.length), element=int64)
+        start = graph.add("Max", surplus, zero, element=int64)
+        index = graph.add("Add", start, positions, element=int64)
+        kept = graph.add("GatherElements", wide, index, element=int64, axis=1)
+    inside = graph.add("Less", positions, valid, element=TensorProto.BOOL)
+    return graph.add("Where", inside, kept, zero, element=int64)
+
+
+_PRIMITIVES: dict[type, Callable[..., Tensor]] = {
+    fs.Lookup: _lookup,
+    fs.Edges: _edges,
+    fs.Affine: _affine,
+    fs.Hash: _hash,
+    fs.Calendar: _calendar,
+}
