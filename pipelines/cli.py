@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in tokens
     try:
-        if tokens and not tokens[0].startswith("-") and tokens[0] not in COMMANDS:
+        if tokens and tokens[0] not in {*COMMANDS, "--help", "-h", "--version"}:
             return _fail(_unknown_command(tokens[0]), 2, as_json=as_json)
         status = build_app(tokens)(tokens, exit_on_error=False, print_error=False)
     except HeadwaterError as error:
@@ -96,7 +96,7 @@ def _fail(text: str, status: int, *, as_json: bool) -> int:
 
 
 def _unknown_command(name: str) -> str:
-    # Here and not left to cyclopts, which would import every command to look for a near name.
+    # Not left to cyclopts, which would import every command to look for a near name.
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     return f"unknown command '{name}'.{hint} Commands: {', '.join(COMMANDS)}."

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 from cyclopts import Parameter
 
 from headwater.feature_store.errors import JobError
-from headwater.pipelines.console import emit, note
+from headwater.pipelines.console import AsJson, emit, note, to_json
 
 if TYPE_CHECKING:
     from headwater.pipelines.job import Job
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 Set = Annotated[list[str] | None, Parameter(name="--set", negative=())]
 """Value of the job to change, as `train.seed=7`; may be given several times."""
-AsJson = Annotated[bool, Parameter(name="--json", negative=())]
-"""Print the result as one line of JSON."""
 
 
 def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
@@ -180,11 +179,12 @@ def score(release: Path, source: str, out: Path, *, json: AsJson = False) -> Non
     emit(result, as_json=json, text=f"{result['rows']:,} rows scored to {out}")
 
 
-def schema() -> None:
+def schema(*, json: AsJson = False) -> None:
     """Print the JSON Schema of the job file, for editors."""
     from headwater.pipelines.job_schema import job_schema
 
-    emit(job_schema(), as_json=True, text="")
+    result = job_schema()
+    emit(result, as_json=json, text=msgspec.json.format(to_json(result), indent=2))
 
 
 def _load(job: Path, overrides: list[str] | None) -> Job:
