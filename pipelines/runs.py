@@ -1,0 +1,160 @@
+"""The folder of a run: `runs/<job name>/<UTC time>/`, and how its files are written.
+
+    job.toml          the resolved job
+    checkpoint/       what training goes on from, and the best epoch
+    log.jsonl         one JSON object a line: what happened, with its time
+    scores/           logits of the validation and test rows
+    metrics.json      its presence says that training is complete
+    evaluation.json   what the report draws
+
+Small files are replaced as a whole, so a reader sees the old one or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from headwater.feature_store.errors import OutputError, RunError
+from headwater.pipelines.console import to_json
+from headwater.pipelines.job import Job, dump_job, load_job
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training of one job."""
+
+    path: Path
+    job: Job
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoint"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of the scored rows."""
+        return self.path / "scores"
+
+    @property
+    def is_complete(self) -> bool:
+        """True when training has ended by itself."""
+        return (self.path / "metrics.json").is_file()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the run, as `metrics.json`; RunError if absent or not JSON."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{path}: no such file. {_REMEDY[name]}") from None
+        except ValueError as error:
+            raise RunError(f"{path}: not valid JSON: {error}. {_REMEDY[name]}") from error
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file of the run as a whole; NaN and infinities become null."""
+        # Through msgspec and back: it alone turns NaN to null, json alone indents.
+        text = json.dumps(json.loads(to_json(value)), indent=1)
+        write_whole(self.path / name, text.encode())
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event to `log.jsonl`; `event` is a constant text, values are fields."""
+        line = to_json({"ts_ms": time.time_ns() // 1_000_000, "event": event, **fields})
+        with writing(self.path / "log.jsonl"), (self.path / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+
+_REMEDY = {
+    "metrics.json": "Training has not ended: go on with `headwater train --resume RUN`.",
+    "evaluation.json": "Write it with `headwater evaluate --run RUN`.",
+}
+
+
+def create_run(job: Job, root: Path = RUNS) -> Run:
+    """Make the folder of a new run, named by the present time, with the resolved job in it."""
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = root / job.name / name
+    with writing(path):
+        attempt = 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                attempt += 1
+                path = root / job.name / f"{name}-{attempt}"
+    write_whole(path / "job.toml", dump_job(job).encode())
+    return Run(path, job)
+
+
+def open_run(path: Path | str) -> Run:
+    """Return the run in a folder, complete or not; RunError where it is not a run."""
+    path = Path(path)
+    if not (path / "job.toml").is_file():
+        raise RunError(
+            f"{path}: not a run, it holds no job.toml. "
+            "Expected a folder such as runs/<job name>/<time>."
+        )
+    return Run(path, load_job(path / "job.toml"))
+
+
+def newest_run(name: str, root: Path = RUNS) -> Run:
+    """Return the newest complete run of a job's name; RunError where there is none."""
+    folder = root / name
+    found = sorted(path.parent for path in folder.glob("*/metrics.json"))
+    if not found:
+        unfinished = sorted(path.parent for path in folder.glob("*/job.toml"))
+        hint = (
+            f"Go on with the unfinished one: headwater train --resume {unfinished[-1]}"
+            if unfinished
+            else "Train one first: headwater train JOB.toml"
+        )
+        raise RunError(f"{folder}: no complete run. {hint}")
+    return open_run(found[-1])
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file as a whole and durably; OutputError where it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses (as on a full disk) into an OutputError on `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror or error}. "
+            "Free space or make the folder writable; what was there before is untouched."
+        ) from error
