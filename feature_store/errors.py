@@ -9,6 +9,7 @@
     |  |- RunError           a run folder: incomplete, or of another job
     |  `- ReleaseError       a release: corrupt, incomplete, or refused by its own golden rows
     |- TrainingError         training stopped by itself, as on a non-finite loss: exit status 1
+    |- ParityError           an exported graph differs from the trained network: exit status 1
     `- OutputError           the result could not be written, as on a full disk: exit status 1
 
 A message says where, what was found, what was expected, and the remedy.
@@ -53,6 +54,10 @@ class ReleaseError(InputError):
 
 class TrainingError(HeadwaterError):
     """Training stopped by itself, as on a non-finite loss."""
+
+
+class ParityError(HeadwaterError):
+    """An exported graph differs from the trained network by more than the job's tolerance."""
 
 
 class OutputError(HeadwaterError):
