@@ -1,6 +1,6 @@
 """What every model is: a config, the embeddings it asks for, and a module from tensors to a logit.
 
-B examples, F features (code columns after pooling, then dense columns, in schema order), D dimension.
+B examples, F features (in schema order; a list column is one, after pooling), D dimension.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from headwater.feature_store.config import Config
@@ -17,13 +18,13 @@ from headwater.feature_store.config import Config
 class ModelConfig(Config):
     """Settings that every model shares; each model adds its own fields."""
 
-    embedding_dim: int = 16
+    embedding_dim: int = Field(16, gt=0)
     """Dimension of the embedding of one feature; fused tables want a multiple of 4."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A set of embedding tables that a model asks for: one vector a feature, concatenated as (B, F, dim)."""
+    """A set of embedding tables that a model asks for: a vector a feature, as a tensor (B, F, dim)."""
 
     dim: int
     columns: tuple[str, ...] | None = None
@@ -33,8 +34,8 @@ class Slot:
 class CTRModel(nn.Module):
     """Base of click models. A subclass sets `config_class`, builds its layers, and writes `forward`.
 
-    It never sees a column name, an optimiser or a device: `models/embeddings.py` turns a batch into the
-    tensors that `slots` names, and `forward` takes them as keyword arguments of the same names.
+    It never sees a column name, an optimiser or a device: `models/embeddings.py` turns a batch into
+    the tensors that `slots` names, and `forward` takes them as keyword arguments of the same names.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -47,7 +48,7 @@ class CTRModel(nn.Module):
 
     @classmethod
     def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
-        """Return the embeddings that `forward` wants, by argument name; by default one main table."""
+        """Return the embeddings that `forward` wants, by argument name; one main table by default."""
         return {"emb_BFD": Slot(config.embedding_dim)}
 
     def forward(self, *args: Tensor, **slots: Tensor) -> Tensor:

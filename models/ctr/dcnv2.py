@@ -1,0 +1,59 @@
+"""DCN-V2 (Wang et al., WWW 2021, arXiv 2008.13535): cross network with full matrices, and an MLP.
+
+Each cross layer multiplies the input with a linear map of the previous layer, so l layers give crosses
+up to order l + 1. `parallel` (the default, and what the published benchmark runs) concatenates the
+outputs of cross network and MLP; `stacked` feeds the first to the second. Low-rank and mixture-of-experts
+crosses of the paper are not here.
+
+B examples, F features, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.layers import MLP, CrossNetV2, linear
+
+
+class DCNv2Config(ModelConfig):
+    """Settings of DCN-V2."""
+
+    structure: Literal["parallel", "stacked"] = "parallel"
+    """`parallel`: cross network beside the MLP; `stacked`: the MLP on top of the cross network."""
+    num_cross_layers: int = Field(3, gt=0)
+    """Layers of the cross network."""
+    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
+    """Widths of the hidden layers of the deep part."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout after each hidden layer."""
+    batch_norm: bool = False
+    """Batch normalisation before each ReLU."""
+
+
+class DCNv2(CTRModel):
+    """Cross network and multi-layer perceptron."""
+
+    config_class = DCNv2Config
+
+    def __init__(self, config: DCNv2Config, *, num_features: int) -> None:
+        super().__init__(config, num_features=num_features)
+        width = num_features * config.embedding_dim
+        self.stacked = config.structure == "stacked"
+        self.cross = CrossNetV2(width, config.num_cross_layers)
+        self.mlp = MLP(
+            width, config.hidden, dropout=config.dropout, batch_norm=config.batch_norm
+        )
+        self.out = linear(self.mlp.width_out + (0 if self.stacked else width), 1)
+
+    def forward(self, emb_BFD: Tensor) -> Tensor:
+        """Return the click logit, shape (B,)."""
+        emb_BH = emb_BFD.flatten(1)
+        cross_BH = self.cross(emb_BH)
+        if self.stacked:
+            return self.out(self.mlp(cross_BH)).squeeze(1)
+        return self.out(torch.cat([cross_BH, self.mlp(emb_BH)], 1)).squeeze(1)

@@ -1,0 +1,54 @@
+"""DeepFM (Guo et al., IJCAI 2017, arXiv 1703.04247).
+
+A factorization machine and a multi-layer perceptron over the same embeddings, their logits added:
+the first gives crosses of order two explicitly, the second of any order implicitly.
+
+B examples, F features, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from headwater.models.base import CTRModel, ModelConfig, Slot
+from headwater.models.layers import MLP, linear, pairwise
+
+
+class DeepFMConfig(ModelConfig):
+    """Settings of DeepFM."""
+
+    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
+    """Widths of the hidden layers of the deep part."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout after each hidden layer."""
+    batch_norm: bool = False
+    """Batch normalisation before each ReLU."""
+
+
+class DeepFM(CTRModel):
+    """Factorization machine plus multi-layer perceptron on shared embeddings."""
+
+    config_class = DeepFMConfig
+
+    def __init__(self, config: DeepFMConfig, *, num_features: int) -> None:
+        super().__init__(config, num_features=num_features)
+        self.mlp = MLP(
+            num_features * config.embedding_dim,
+            config.hidden,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
+        )
+        self.out = linear(self.mlp.width_out, 1)
+
+    @classmethod
+    def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
+        """Return the main slot and that of first-order weights."""
+        return {"emb_BFD": Slot(config.embedding_dim), "first_BF1": Slot(1)}
+
+    def forward(self, emb_BFD: Tensor, first_BF1: Tensor) -> Tensor:
+        """Return the click logit, shape (B,)."""
+        deep_B = self.out(self.mlp(emb_BFD.flatten(1))).squeeze(1)
+        return first_BF1.sum((1, 2)) + pairwise(emb_BFD) + deep_B

@@ -1,0 +1,46 @@
+"""DNN: one multi-layer perceptron over the concatenated embeddings (Covington et al., RecSys 2016).
+
+The embeddings of all features side by side, hidden layers with ReLU, one output.
+Crosses of features are learned implicitly.
+
+B examples, F features, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.layers import MLP, linear
+
+
+class DNNConfig(ModelConfig):
+    """Settings of the DNN."""
+
+    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
+    """Widths of the hidden layers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout after each hidden layer."""
+    batch_norm: bool = False
+    """Batch normalisation before each ReLU."""
+
+
+class DNN(CTRModel):
+    """Multi-layer perceptron over all embeddings."""
+
+    config_class = DNNConfig
+
+    def __init__(self, config: DNNConfig, *, num_features: int) -> None:
+        super().__init__(config, num_features=num_features)
+        self.mlp = MLP(
+            num_features * config.embedding_dim,
+            config.hidden,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
+        )
+        self.out = linear(self.mlp.width_out, 1)
+
+    def forward(self, emb_BFD: Tensor) -> Tensor:
+        """Return the click logit, shape (B,)."""
+        return self.out(self.mlp(emb_BFD.flatten(1))).squeeze(1)

@@ -1,0 +1,108 @@
+"""Where the columns of a slot lie in a batch, worked out once from the schema.
+
+B examples, W code slots of a batch, F features of a slot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.feature_store.schema import EncodedColumn, Schema
+from headwater.models.base import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLayout:
+    """One slot: its tables, the places of their codes, its dense columns, and the order of features."""
+
+    name: str
+    dim: int
+    tables: tuple[EncodedColumn, ...]
+    """Code columns, in the slot's order."""
+    places: tuple[slice, ...]
+    """Columns of `codes_BW` that each table reads."""
+    dense: tuple[EncodedColumn, ...]
+    """Dense columns, in the slot's order."""
+    dense_places: tuple[int, ...]
+    """Column of `dense_BD` that each dense column reads."""
+    runs: tuple[tuple[bool, int, int], ...]
+    """Features in order as stretches (is dense, start, stop) of tables or of dense columns."""
+
+    @property
+    def has_lists(self) -> bool:
+        """True where a table pools several codes an example."""
+        return any(column.length > 1 for column in self.tables)
+
+
+def lay_out(schema: Schema, slots: Mapping[str, Slot]) -> tuple[SlotLayout, ...]:
+    """Return the layout of each slot, whose columns the schema must have."""
+    known = {column.name: column for column in schema.columns}
+    code_places = {column.name: place for column, place in schema.slots()}
+    dense_places = {column.name: i for i, column in enumerate(schema.dense)}
+    layouts: list[SlotLayout] = []
+    for name, slot in slots.items():
+        wanted = tuple(known) if slot.columns is None else slot.columns
+        columns = [known[column] for column in wanted]
+        tables = tuple(column for column in columns if not column.is_dense)
+        dense = tuple(column for column in columns if column.is_dense)
+        layouts.append(
+            SlotLayout(
+                name=name,
+                dim=slot.dim,
+                tables=tables,
+                places=tuple(code_places[column.name] for column in tables),
+                dense=dense,
+                dense_places=tuple(dense_places[column.name] for column in dense),
+                runs=_runs(columns),
+            )
+        )
+    return tuple(layouts)
+
+
+def _runs(columns: list[EncodedColumn]) -> tuple[tuple[bool, int, int], ...]:
+    runs: list[tuple[bool, int, int]] = []
+    counts = {False: 0, True: 0}
+    for column in columns:
+        start = counts[column.is_dense]
+        counts[column.is_dense] += 1
+        if runs and runs[-1][0] == column.is_dense:
+            runs[-1] = (column.is_dense, runs[-1][1], start + 1)
+        else:
+            runs.append((column.is_dense, start, start + 1))
+    return tuple(runs)
+
+
+def mean_members(layout: SlotLayout, width: int) -> Tensor | None:
+    """Return (W, F) with 1 where a code slot belongs to a mean-pooled list; None without such a list.
+
+    The number of codes that are not padding is then one product: `(codes_BW != 0) @ members_WF`.
+    """
+    members_WF = torch.zeros(width, len(layout.tables), device="cpu")
+    for feature, (column, place) in enumerate(zip(layout.tables, layout.places, strict=True)):
+        if column.length > 1 and column.pooling == "mean":
+            members_WF[place, feature] = 1
+    return members_WF if members_WF.any() else None
+
+
+def initial_table(seed: int, slot: str, column: EncodedColumn, dim: int) -> Tensor:
+    """Return a table's first values, (cardinality, dim): normal(0, 1e-4), row 0 zero.
+
+    They depend on the seed and the names alone, so that both table modes, and any number of ranks,
+    start from the same values.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, slot, column.name))
+    table_ND = torch.empty(column.cardinality, dim, device="cpu")
+    table_ND.normal_(0, 1e-4, generator=generator)
+    table_ND[0] = 0
+    return table_ND
+
+
+def derive_seed(seed: int, *names: str) -> int:
+    """Return a 63-bit seed for a part of a model, from the run's seed and the part's names."""
+    text = "\0".join((str(seed), *names)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1

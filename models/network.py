@@ -1,0 +1,63 @@
+"""A model joined with the embeddings it asked for: from a batch to the click logit."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor, nn
+
+from headwater.feature_store.errors import JobError
+from headwater.feature_store.schema import Schema
+from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.batch import Batch
+from headwater.models.embeddings import Embeddings, Mode
+from headwater.models.layout import derive_seed
+
+
+class CTRNetwork(nn.Module):
+    """Two steps, `embeddings` and then `model`, so that a method can stand between."""
+
+    def __init__(self, schema: Schema, model: CTRModel, mode: Mode, seed: int = 0) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(schema, model.slots(model.config), mode, seed)
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the click logit, shape (B,)."""
+        return self.model(**self.embeddings(batch))
+
+
+def build_network(
+    schema: Schema, model_class: type[CTRModel], config: ModelConfig, mode: Mode, seed: int
+) -> CTRNetwork:
+    """Return a network on the CPU whose first values depend on `seed` alone, equal in both modes.
+
+    JobError names the setting that asks for a column that the schema does not have.
+    """
+    _check_columns(schema, model_class, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        model = model_class(config, num_features=len(schema.columns))
+    return CTRNetwork(schema, model, mode, seed)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of trainable weights, tables with their rows for missing and unknown."""
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+
+
+def _check_columns(schema: Schema, model_class: type[CTRModel], config: ModelConfig) -> None:
+    known = [column.name for column in schema.columns]
+    for slot, wanted in model_class.slots(config).items():
+        for name in wanted.columns or ():
+            if name in known:
+                continue
+            keys = [
+                key for key, value in config if isinstance(value, tuple | list) and name in value
+            ]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise JobError(
+                f"model.{keys[0] if keys else slot}: {name!r} is not an encoded column. {hint}"
+            )
