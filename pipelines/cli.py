@@ -141,3 +141,7 @@ def _extras_of(module: str) -> list[str]:
         if found and found[1].lower().replace("_", "-") == wanted:
             extras.append(found[2])
     return [extra for extra in extras if extra != "dev"] or extras
+
+
+if __name__ == "__main__":
+    sys.exit(main())
