@@ -1,10 +1,10 @@
 """The encoders that a job declares: one frozen class a kind, each able to fit itself.
 
-An encoder says what it learns in two pure functions. `partial` turns the values of one fragment into a
-small frame: a column `key`, and integer columns that add up over fragments. `program` turns the sum of
-those frames into steps of primitives. Neither knows how a step runs: that is the compilers' part, so an
-encoder cannot differ between training and serving. Adding an encoder is a class here and a line in
-`ENCODERS` and `Encoder`.
+An encoder says what it learns in two pure functions. `partial` turns the values of one fragment
+into a small frame: a column `key`, and integer columns that add up over fragments. `program` turns
+the sum of those frames into steps of primitives. Neither knows how a step runs: that is the
+compilers' part, so an encoder cannot differ between training and serving. Adding an encoder is a
+class here and a line in `ENCODERS` and `Encoder`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Declared(Config):
         """Registered name of the encoder."""
         return str(type(self).model_fields["encoder"].default)
 
-    def partial(self, values: pl.LazyFrame) -> pl.LazyFrame | None:
-        """Return what one fragment teaches: `key` and integer columns to be summed; None for nothing.
+    def partial(self, _values: pl.LazyFrame, /) -> pl.LazyFrame | None:
+        """Return what one fragment teaches, `key` and integer columns to sum, or None for nothing.
 
-        `values` has one column `value` (Int64, Float64 or String), without missing values.
+        The values are one column `value` (Int64, Float64 or String), without missing values.
         """
         return None
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Return the steps for `learned`, the sum of all partial frames, in any row order."""
         raise NotImplementedError
 
@@ -94,18 +94,18 @@ class Vocabulary(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
 
-    def partial(self, values: pl.LazyFrame) -> pl.LazyFrame:
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the count of each value."""
         return count_values(values)
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Look values up, the most frequent first; ties by value."""
         keys = frequent(learned, self.min_count, self.max_size)
         return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
 
 
 class Hashed(Column):
-    """One of a fixed number of codes by a hash of the value: nothing is learned, values may collide."""
+    """One of a fixed number of codes by hash: nothing is learned, and values may collide."""
 
     encoder: Literal["hashed"] = "hashed"
     num_buckets: int = Field(gt=0, le=CODE_LIMIT)
@@ -115,14 +115,14 @@ class Hashed(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, _learned: pl.DataFrame | None, /) -> Program:
         """Hash the text of the value."""
         step = fs.Hash(num_buckets=self.num_buckets, seed=self.seed)
         return (step, fs.Missing()), fs.FIRST_CODE + self.num_buckets
 
 
 class LogBuckets(Column):
-    """The usual buckets of Criteo's counts: floor(ln(v)^2) above 2, v without its fraction otherwise."""
+    """The buckets of Criteo's counts: floor(ln(v)^2) above 2, v without fraction otherwise."""
 
     encoder: Literal["log_buckets"] = "log_buckets"
     min_count: int = Field(1, ge=1)
@@ -130,11 +130,11 @@ class LogBuckets(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
 
-    def partial(self, values: pl.LazyFrame) -> pl.LazyFrame:
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the count of each bucket."""
         return count_values(log_buckets.bucketise(values))
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Find the interval by its edges, then the code of the bucket to which it belongs."""
         buckets = [int(bucket) for bucket in frequent(learned, self.min_count, None)]
         edges, lookup = log_buckets.intervals(buckets)
@@ -150,11 +150,11 @@ class Quantiles(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
 
-    def partial(self, values: pl.LazyFrame) -> pl.LazyFrame:
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the sketch of the fragment."""
         return quantiles.sketch(values)
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Count the edges at or below the value."""
         edges = quantiles.edges(_required(learned), self.num_buckets)
         steps = (fs.Edges(values=tuple(edges)), fs.Missing())
@@ -162,26 +162,27 @@ class Quantiles(Column):
 
 
 class Standardized(Column):
-    """The number minus its training mean, divided by its training standard deviation; 0 where missing."""
+    """The number at mean 0 and standard deviation 1 over the training rows; 0 where missing."""
 
     encoder: Literal["standardized"] = "standardized"
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
     is_dense: ClassVar[bool] = True
 
-    def partial(self, values: pl.LazyFrame) -> pl.LazyFrame:
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the exact sums of the values and of their squares."""
         return moments.exact_sums(values)
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Scale to mean 0 and deviation 1; a constant column is only shifted."""
         mean, deviation = moments.mean_and_deviation(_required(learned))
         scale = 1.0 / deviation if deviation > 0 else 1.0
         offset = -mean * scale
         if not (math.isfinite(scale) and math.isfinite(offset)):
             raise FeatureError(
-                f"column {self.inputs[0]!r}, feature {self.name!r}: mean {mean:g} and standard deviation "
-                f"{deviation:g} cannot be scaled within float64; rescale the column in [data]."
+                f"column {self.inputs[0]!r}, feature {self.name!r}: mean {mean:g} and standard "
+                f"deviation {deviation:g} cannot be scaled within float64; rescale the column "
+                f"in [data]."
             )
         return (fs.Affine(scale=scale, offset=offset), fs.Missing()), 0
 
@@ -194,7 +195,7 @@ class Identity(Column):
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
     is_dense: ClassVar[bool] = True
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, _learned: pl.DataFrame | None, /) -> Program:
         """Round to float32."""
         return (fs.Affine(scale=1.0, offset=0.0), fs.Missing()), 0
 
@@ -212,7 +213,7 @@ class Calendar(Column):
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64",)
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, _learned: pl.DataFrame | None, /) -> Program:
         """Take the part; nothing is learned."""
         step = fs.Calendar(
             part=self.part, unit=self.unit, utc_offset_minutes=self.utc_offset_minutes
@@ -221,7 +222,7 @@ class Calendar(Column):
 
 
 class Crossed(Declared):
-    """A code for each combination of other features' codes seen in training; missing where one is."""
+    """A code for each combination of other features' codes in training; missing where one is."""
 
     encoder: Literal["crossed"] = "crossed"
     columns: list[str] = Field(min_length=2)
@@ -236,11 +237,11 @@ class Crossed(Declared):
         """The features that are combined."""
         return tuple(self.columns)
 
-    def partial(self, values: pl.LazyFrame) -> pl.LazyFrame:
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the count of each combination."""
         return count_values(values)
 
-    def program(self, learned: pl.DataFrame | None) -> Program:
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Look the combination up; `fit` puts the Cross step, which needs the schema, before it."""
         keys = frequent(learned, self.min_count, self.max_size)
         return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
@@ -272,7 +273,7 @@ def count_values(values: pl.LazyFrame) -> pl.LazyFrame:
 def frequent(
     learned: pl.DataFrame | None, min_count: int, max_size: int | None
 ) -> Sequence[int | str]:
-    """Return the keys counted at least `min_count` times, by count, ties by key, at most `max_size`."""
+    """Return at most `max_size` keys of at least `min_count`, by count, ties by key."""
     kept = _required(learned).filter(pl.col("count") >= min_count)
     kept = kept.sort("count", "key", descending=[True, False])
     return (kept if max_size is None else kept.head(max_size)).get_column("key").to_list()

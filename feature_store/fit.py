@@ -1,9 +1,9 @@
 """From declared encoders and training rows to a fitted schema.
 
-Rows come as fragments, row ranges in a fixed order. `partial` reads one fragment, in one streaming query, and
-can run on any machine; `merge` adds what the fragments gave; `finish` makes programs of the sum. What is added
-are integers, by key, so that neither the number of workers nor their speed can change a byte of the schema.
-Memory is bounded by distinct values, not by rows.
+Rows come as fragments, row ranges in a fixed order. `partial` reads one fragment, in one streaming
+query, and can run on any machine; `merge` adds what the fragments gave; `finish` makes programs of
+the sum. What is added are integers, by key, so that neither the number of workers nor their speed
+can change a byte of the schema. Memory is bounded by distinct values, not by rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.encoders import Column, Crossed, Declared
 from headwater.feature_store.errors import DataError, FeatureError
 from headwater.feature_store.normalise import (
-    POLARS_TYPES,
     data_errors,
     infer_dtype,
     missing_column,
@@ -26,7 +25,7 @@ from headwater.feature_store.normalise import (
 from headwater.feature_store.polars_compiler import combine, encode
 
 MAX_STRING_KEYS = 1_000_000
-"""String keys of all vocabularies together: each process that serves holds them (0.44 GB a million)."""
+"""String keys of all vocabularies together: a million take a serving process 0.44 GB."""
 
 Partial = Mapping[str, pl.DataFrame]
 """What some rows teach, by feature: a column `key`, and integer columns that add up."""
@@ -41,9 +40,9 @@ def fit(
 ) -> fs.Schema:
     """Return the schema that training rows teach the encoders.
 
-    `dtypes` has each raw column by name, as `raw_columns` gives them. Fragments are read once, and once more
-    for each depth of crossed columns. Raises FeatureError where an encoder cannot take its column, DataError
-    where a value is not of the column's type.
+    `dtypes` has each raw column by name, as `raw_columns` gives them. Fragments are read once, and
+    once more for each depth of crossed columns. Raises FeatureError where an encoder cannot take
+    its column, DataError where a value is not of the column's type.
     """
     if not fragments:
         raise DataError("no rows to fit the features on: the training data is empty.")
@@ -57,7 +56,7 @@ def fit(
 
 
 def next_pass(encoders: Sequence[Declared], schema: fs.Schema) -> list[Declared]:
-    """Return the encoders that `schema` lacks and that can be fitted now: crossed ones after their inputs."""
+    """Return the encoders that can be fitted now: crossed ones after what they combine."""
     fitted = {column.name for column in schema.columns}
     waiting = [encoder for encoder in encoders if encoder.name not in fitted]
     return [
@@ -73,7 +72,10 @@ def partial(
     dtypes: Mapping[str, fs.RawColumn],
     schema: fs.Schema = _NOTHING,
 ) -> Partial:
-    """Return what the rows of one fragment teach; `schema` has what crossed columns among them combine."""
+    """Return what the rows of one fragment teach.
+
+    `schema` has the columns that crossed ones among `encoders` combine.
+    """
     needed = _raw_of(encoders, dtypes) | {column.name: column for column in schema.raw}
     rows = normalise(fragment, list(needed.values()))
     queries: dict[str, pl.LazyFrame] = {}
@@ -94,7 +96,8 @@ def merge(partials: Iterable[Partial]) -> Partial:
         for name, frame in part.items():
             queue = waiting.setdefault(name, [])
             queue.append(frame)
-            # Small results wait until they weigh as much as the sum, so that it is not rebuilt for each.
+            # Small results wait until they weigh as much as the sum, so that it is not rebuilt for
+            # each.
             if sum(each.height for each in queue) >= (sums[name].height if name in sums else 0):
                 sums[name] = _add(name, sums, queue)
                 queue.clear()
@@ -110,10 +113,10 @@ def finish(
     dtypes: Mapping[str, fs.RawColumn],
     schema: fs.Schema = _NOTHING,
 ) -> fs.Schema:
-    """Return `schema` with the columns of `fitted_now`, in the order in which `encoders` declares them."""
+    """Return `schema` and the columns of `fitted_now`, in the order of `encoders`."""
     columns = {column.name: column for column in schema.columns}
     for encoder in fitted_now:
-        columns[encoder.name] = _column(encoder, learned.get(encoder.name), dtypes, columns)
+        columns[encoder.name] = _column(encoder, learned.get(encoder.name), columns)
     ordered = tuple(columns[each.name] for each in encoders if each.name in columns)
     raw = _raw_of([each for each in encoders if each.name in columns], dtypes)
     result = fs.Schema(raw=tuple(raw.values()), columns=ordered)
@@ -124,10 +127,10 @@ def finish(
 def raw_columns(
     encoders: Sequence[Declared], data: Mapping[str, pl.DataType]
 ) -> dict[str, fs.RawColumn]:
-    """Return the raw columns that encoders read, typed by their `dtype` or else by the data's schema.
+    """Return the raw columns that encoders read, typed by their `dtype` or else by the data.
 
-    Raises DataError for a column that the data lacks, FeatureError where two features read one column as
-    two types.
+    Raises DataError for a column that the data lacks, FeatureError where two features read one
+    column as two types.
     """
     raw: dict[str, fs.RawColumn] = {}
     declared: dict[str, tuple[str, fs.Dtype]] = {}
@@ -142,8 +145,8 @@ def raw_columns(
             first, dtype = declared.setdefault(name, (encoder.name, encoder.dtype))
             if dtype != encoder.dtype:
                 raise FeatureError(
-                    f"column {name!r}: feature {first!r} reads it as {dtype}, feature {encoder.name!r} as "
-                    f"{encoder.dtype}; give both the same `dtype`."
+                    f"column {name!r}: feature {first!r} reads it as {dtype}, feature "
+                    f"{encoder.name!r} as {encoder.dtype}; give both the same `dtype`."
                 )
             found = fs.RawColumn(name=name, dtype=encoder.dtype, is_list=found.is_list)
         if name not in raw or encoder.dtype is not None:
@@ -173,22 +176,18 @@ def _check_column(encoder: Column, raw: fs.RawColumn) -> None:
     where = f"column {raw.name!r}, feature {encoder.name!r}: encoder {encoder.kind!r}"
     if raw.dtype not in encoder.accepts:
         raise FeatureError(
-            f"{where} takes {' or '.join(encoder.accepts)}, found {raw.dtype}. Set `dtype` where the values can "
-            f"be read so, or choose another encoder."
+            f"{where} takes {' or '.join(encoder.accepts)}, found {raw.dtype}. Set `dtype` where the "
+            f"values can be read so, or choose another encoder."
         )
     if raw.is_list and encoder.is_dense:
         raise FeatureError(
-            f"{where} gives one number an example, found a list. Derive its mean, its last entry or its length "
-            f"in [data], or use an encoder that gives codes."
+            f"{where} gives one number an example, found a list. Derive its mean, its last entry or "
+            f"its length in [data], or use an encoder that gives codes."
         )
     if raw.is_list and encoder.length is None:
-        raise FeatureError(
-            f"{where} reads a list: set `length`, the entries that an example keeps."
-        )
+        raise FeatureError(f"{where} reads a list: set `length`, the entries an example keeps.")
     if not raw.is_list and encoder.length is not None:
-        raise FeatureError(
-            f"{where} has `length`, but the column has one value an example; remove it."
-        )
+        raise FeatureError(f"{where} has `length`, but its column is no list; remove `length`.")
 
 
 def _check_crossed(
@@ -204,8 +203,8 @@ def _check_crossed(
         other = earlier[name]
         if other.is_dense:
             raise FeatureError(
-                f"{where}: {other.kind!r} gives a number and no codes. Declare a feature with quantiles or "
-                f"log_buckets over its column, and combine that."
+                f"{where}: {other.kind!r} gives a number and no codes. Declare a feature with "
+                f"quantiles or log_buckets over its column, and combine that."
             )
         if isinstance(other, Column) and dtypes[other.inputs[0]].is_list:
             raise FeatureError(
@@ -224,9 +223,9 @@ def _check_string_keys(schema: fs.Schema) -> None:
         largest = sorted(counts.items(), key=lambda item: -item[1])[:3]
         named = ", ".join(f"{name!r} {count:,}" for name, count in largest)
         raise FeatureError(
-            f"vocabularies hold {sum(counts.values()):,} text values, a release at most {MAX_STRING_KEYS:,}; "
-            f'the largest: {named}. Use encoder = "hashed", a higher `min_count` or a `max_size` there, or '
-            f"integer ids, which have no such limit."
+            f"vocabularies hold {sum(counts.values()):,} text values, a release at most "
+            f'{MAX_STRING_KEYS:,}; the largest: {named}. Use encoder = "hashed", a higher '
+            f"`min_count` or a `max_size` there, or integer ids, which have no such limit."
         )
 
 
@@ -260,8 +259,8 @@ def _cross(encoder: Declared, columns: Mapping[str, fs.EncodedColumn]) -> fs.Cro
     cardinalities = tuple(columns[name].cardinality for name in encoder.inputs)
     if math.prod(cardinalities) >= 2**63:
         raise FeatureError(
-            f"feature {encoder.name!r}: {' x '.join(f'{each:,}' for each in cardinalities)} combinations are more "
-            f"than int64 can number; combine fewer features, or smaller ones."
+            f"feature {encoder.name!r}: {' x '.join(f'{each:,}' for each in cardinalities)} "
+            f"combinations are more than int64 can number; combine fewer features, or smaller ones."
         )
     return fs.Cross(cardinalities=cardinalities)
 
@@ -278,7 +277,6 @@ def _add(
 def _column(
     encoder: Declared,
     learned: pl.DataFrame | None,
-    dtypes: Mapping[str, fs.RawColumn],
     columns: Mapping[str, fs.EncodedColumn],
 ) -> fs.EncodedColumn:
     steps, cardinality = encoder.program(learned)

@@ -1,7 +1,7 @@
 """The buckets of Criteo's counts as float64 edges, so that no logarithm runs after fitting.
 
-A value v falls into bucket floor(ln(v)^2) above 2, and into bucket trunc(v) otherwise. The first rule
-begins again at 0 just above 2, so that buckets 0, 1 and 2 hold two intervals each.
+A value v falls into bucket floor(ln(v)^2) above 2, and into bucket trunc(v) otherwise. The first
+rule begins again at 0 just above 2, so that buckets 0, 1 and 2 hold two intervals each.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def bucketise(values: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def intervals(buckets: Sequence[int]) -> tuple[Edges, Lookup]:
-    """Return the edges around `buckets`, and the lookup from interval to code: 2 for the first bucket.
+    """Return the edges around `buckets`, and the lookup from interval to code, 2 for the first.
 
     Values between the given buckets fall into intervals that have no key: they are unknown.
     """

@@ -1,8 +1,8 @@
 """Exact sums of float64 values and of their squares: mergeable in any order with the same bits.
 
-A float64 is an integer of 54 bits with sign times a power of two. Summing those integers per exponent has
-no rounding, so neither the order of rows, the number of threads nor the cut into fragments can change
-the result; it is rounded once, at the end.
+A float64 is an integer of 54 bits with sign times a power of two. Summing those integers per
+exponent has no rounding, so neither the order of rows, the number of threads nor the cut into
+fragments can change the result; it is rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _UNIT_EXPONENT = 1075
 
 
 def exact_sums(values: pl.LazyFrame) -> pl.LazyFrame:
-    """Return, per biased exponent `key`, the count and the integer sums of the finite numbers in `value`.
+    """Return count and integer sums of the finite numbers in `value`, per biased exponent `key`.
 
-    With m = high * 2^26 + low the signed integer of a double: `high` and `low` sum to the total, `high_high`,
-    `high_low` and `low_low` to the total of squares. Int128 holds them for more than 2^60 rows.
+    With m = high * 2^26 + low the signed integer of a double: `high` and `low` sum to the total,
+    `high_high`, `high_low` and `low_low` to the total of squares. Int128 holds them for more than
+    2^60 rows.
     """
     value = pl.col("value").cast(pl.Float64)
     bits = value.reinterpret(dtype=pl.Int64)
@@ -48,7 +49,7 @@ def exact_sums(values: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def mean_and_deviation(sums: pl.DataFrame) -> tuple[float, float]:
-    """Return mean and population standard deviation, each rounded once; (0, 0) where there is no value."""
+    """Return mean and population standard deviation, rounded once; (0, 0) without values."""
     count = 0
     total = squares = Fraction(0)
     shift = 2**_LOW_BITS
@@ -69,7 +70,8 @@ def _square_root(value: Fraction) -> float:
     """Return the square root of a rational that may itself be beyond the range of float64."""
     if value == 0:
         return 0.0
-    # Scale by 4^k so that about 120 significant bits are left above the point, take the root of integers.
+    # Scale by 4^k so that about 120 significant bits are left above the point, take the root of
+    # integers.
     scale = (120 - value.numerator.bit_length() + value.denominator.bit_length()) // 2
     scaled = value * Fraction(4) ** scale
     return float(Fraction(math.isqrt(int(scaled))) / Fraction(2) ** scale)

@@ -1,15 +1,15 @@
 """Raw columns of any type that logs come in, brought to the three types that encoders read.
 
-Integers, bools and unsigned integers become Int64; floats and decimals Float64; categories String; dates and
-datetimes Int64 milliseconds UTC (a datetime without zone is UTC). Null, NaN, '' and INT64_MIN are one thing
-afterwards: null. A list is one of those three types by element.
+Integers, bools and unsigned integers become Int64; floats and decimals Float64; categories String;
+dates and datetimes Int64 milliseconds UTC (a datetime without zone is UTC). Null, NaN, '' and
+INT64_MIN are one thing afterwards: null. A list is one of those three types by element.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import polars as pl
@@ -25,11 +25,11 @@ POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
 
 
 def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
-    """Return the frame with the columns `raw` in their normal form, and all other columns as they were.
+    """Return the frame with the columns `raw` in normal form and all others as they were.
 
-    Raises DataError for an absent column or a type that cannot become the wanted one. A single value that
-    cannot, as the text 'N/A' in an int64 column, shows when the frame is collected: collect inside
-    `data_errors()`.
+    Raises DataError for an absent column or a type that cannot become the wanted one. A single
+    value that cannot, as the text 'N/A' in an int64 column, shows when the frame is collected:
+    collect inside `data_errors()`.
     """
     found = lf.collect_schema()
     expressions: list[pl.Expr] = []
@@ -52,10 +52,10 @@ def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
 
 
 def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
-    """Return the raw column that Polars' type suggests; DataError where no encoder could read it."""
+    """Return the raw column that Polars' type suggests; DataError where no encoder reads it."""
     is_list = isinstance(dtype, pl.List | pl.Array)
     inner = _element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
-    if inner.is_integer() or inner.is_temporal() or inner in (pl.Boolean, pl.Null):
+    if inner.is_integer() or inner.is_temporal() or isinstance(inner, pl.Boolean | pl.Null):
         wanted: fs.Dtype = "int64"
     elif inner.is_numeric():
         wanted = "double"
@@ -74,8 +74,8 @@ def missing_column(name: str, columns: Sequence[str]) -> str:
 
 
 @contextmanager
-def data_errors(source: str = "data") -> Iterator[None]:
-    """Raise DataError, naming `source` and the column, for a value that could not be read as its type."""
+def data_errors(source: str = "data") -> Generator[None]:
+    """Raise DataError, with `source` and column, for a value that could not be read as its type."""
     try:
         yield
     except pl.exceptions.InvalidOperationError as error:
@@ -85,8 +85,8 @@ def data_errors(source: str = "data") -> Iterator[None]:
             raise
         found, wanted, column, values = match.groups()
         raise DataError(
-            f"{source}: column {column!r}: expected {wanted}, found {found} for {values}. Clean the values, "
-            f"or set the feature's `dtype` or its `column`."
+            f"{source}: column {column!r}: expected {wanted}, found {found} for {values}. Clean "
+            f"the values, or set the feature's `dtype` or its `column`."
         ) from None
 
 
@@ -107,13 +107,15 @@ def _scalar(value: pl.Expr, found: pl.DataType, column: fs.RawColumn) -> pl.Expr
     is_text, is_number = isinstance(found, pl.String), found.is_numeric()
     if not (is_text or is_number or isinstance(found, pl.Boolean | pl.Null)):
         raise DataError(
-            f"column {column.name!r}: {found} is no type that an encoder reads; cast it to a number, a text "
-            f"or a list of them, as by `derive` in [data]."
+            f"column {column.name!r}: {found} is no type that an encoder reads; cast it to a "
+            f"number, a text or a list of them, as by `derive` in [data]."
         )
-    if column.dtype == "string" and is_number and not found.is_integer():
+    if column.dtype == "string" and not (
+        is_text or found.is_integer() or isinstance(found, pl.Null)
+    ):
         raise DataError(
-            f"column {column.name!r}: {found} has no single text; read it as double, or as int64 where "
-            f"all values are whole."
+            f"column {column.name!r}: expected string, found {found}, which can be written in "
+            f"several ways; read it as double, or as int64 where all values are whole."
         )
     if is_text:
         value = _without(value, "")
@@ -130,7 +132,7 @@ def _without(value: pl.Expr, missing: int | str) -> pl.Expr:
 
 
 def _whole(value: pl.Expr) -> pl.Expr:
-    """Return the integers in a float; one with a fraction or out of range fails the cast by its text."""
+    """Return the integers in a float; one with a fraction fails the cast, shown by its text."""
     number = value.cast(pl.Float64).fill_nan(None)
     integer = number.cast(pl.Int64, strict=False)
     exact = integer.cast(pl.Float64) == number

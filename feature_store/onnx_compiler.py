@@ -1,12 +1,13 @@
 """Programs as standard ONNX nodes: the graph that a release runs on raw features.
 
-Opset 18 and ai.onnx.ml 4; onnxruntime's `MurmurHash3` (domain com.microsoft) is the one operator outside the
-standard. Raw columns are the inputs: `[N, 1]` int64, double or string, a list `[N, L]` beside
-`<name>.length`. Outputs are `code.<name>` (int64 `[N, length]`) and `dense.<name>` (float32 `[N, 1]`). Two
-inputs may have different numbers of rows, as one context beside many candidates: only `cross` joins columns,
-and it broadcasts.
+Opset 18 and ai.onnx.ml 4; onnxruntime's `MurmurHash3` (domain com.microsoft) is the one operator
+outside the standard. Raw columns are the inputs: `[N, 1]` int64, double or string, a list `[N, L]`
+beside `<name>.length`. Outputs are `code.<name>` (int64 `[N, length]`) and `dense.<name>` (float32
+`[N, 1]`). Two inputs may have different numbers of rows, as one context beside many candidates:
+only `cross` joins columns, and it broadcasts.
 
-The other compiler of the same programs is `polars_compiler`; a test holds that both give equal codes.
+The other compiler of the same programs is `polars_compiler`; a test holds that both give equal
+codes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ _ELEMENTS: dict[fs.Dtype, int] = {
     "double": TensorProto.DOUBLE,
     "string": TensorProto.STRING,
 }
-_NUMPY = {
+_NUMPY: dict[int, type[np.generic]] = {
     TensorProto.INT64: np.int64,
     TensorProto.DOUBLE: np.float64,
     TensorProto.FLOAT: np.float32,
@@ -68,7 +69,7 @@ class EncoderGraph:
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
-    def add(self, operator: str, *inputs: Tensor, element: int, **attributes: object) -> Tensor:
+    def add(self, operator: str, *inputs: Tensor, element: int, **attributes: Any) -> Tensor:
         """Append a node and return its output, of type `element`."""
         output = Tensor(f"encode/{len(self.nodes)}", element)
         domain = {"LabelEncoder": "ai.onnx.ml", "MurmurHash3": "com.microsoft"}.get(operator, "")
@@ -98,8 +99,9 @@ class EncoderGraph:
 def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) -> EncoderGraph:
     """Return the graph of all columns of a schema.
 
-    `batch` gives the first dimension of raw inputs by name: a symbol, or 1 for context that a request gives
-    once; "N" where it says nothing. A crossed column has the rows of its inputs that are not 1.
+    `batch` gives the first dimension of raw inputs by name: a symbol, or 1 for context that a
+    request gives once; "N" where it says nothing. A crossed column has the rows of its inputs that
+    are not 1.
     """
     batch = batch or {}
     graph = EncoderGraph()
@@ -116,9 +118,10 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
     rows_of: dict[str, Dim] = {}
     masks: dict[str, Tensor] = {}
     for column in schema.columns:
-        steps = list(column.steps)
+        steps = column.steps
         if isinstance(steps[0], fs.Cross):
-            wire = _cross(graph, [encoded[name] for name in column.inputs], steps.pop(0))
+            wire = _cross(graph, [encoded[name] for name in column.inputs], steps[0])
+            steps = steps[1:]
             rows_of[column.name] = _joint_rows([rows_of[name] for name in column.inputs])
         else:
             source = raw[column.inputs[0]]

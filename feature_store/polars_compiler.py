@@ -1,8 +1,9 @@
 """Programs as Polars expressions, and the one normal form of raw columns that they read.
 
-The other compiler of the same programs is `onnx_compiler`; a test holds that both give equal codes for any
-input. Every primitive is total: a missing value enters as the wire writes it (NaN, '', INT64_MIN), and
-`missing` alone decides what becomes of it. All expressions run in the in-memory and the streaming engine.
+The other compiler of the same programs is `onnx_compiler`; a test holds that both give equal codes
+for any input. Every primitive is total: a missing value enters as the wire writes it (NaN, '',
+INT64_MIN), and `missing` alone decides what becomes of it. All expressions run in the in-memory
+and the streaming engine.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def encode(schema: fs.Schema) -> list[pl.Expr]:
 def encode_frame(
     lf: pl.LazyFrame, schema: fs.Schema, keep: Sequence[str | pl.Expr] = ()
 ) -> pl.LazyFrame:
-    """Return the encoded columns of a normalised frame, in schema order, and then the columns `keep`.
+    """Return the encoded columns of a normalised frame, in schema order, then the columns `keep`.
 
-    A kept column whose name is that of an encoded one needs an alias: `pl.col("user").alias("user_key")`.
+    A kept column whose name is that of an encoded one needs an alias:
+    `pl.col("user").alias("user_key")`.
     """
     return lf.select(*encode(schema), *keep)
 
@@ -71,7 +73,7 @@ def combine(codes: Iterable[pl.Expr], step: fs.Cross) -> pl.Expr:
 
 
 def missing_and_unknown(schema: fs.Schema) -> list[pl.Expr]:
-    """Return, per code column of an encoded frame, two counts of examples: `X.missing`, `X.unknown`.
+    """Return two counts of examples per code column of an encoded frame, X.missing, X.unknown.
 
     Missing: every code is 0, of a list an empty one. Unknown: a code is 1, of a list any of them.
     """
@@ -154,7 +156,7 @@ def _pad(codes: pl.Expr, step: fs.Pad) -> pl.Expr:
     return pl.concat_list([kept, zeros]).list.head(step.length).list.to_array(step.length)
 
 
-_PRIMITIVES: dict[type, Callable[[pl.Expr, fs.Step], pl.Expr]] = {
+_PRIMITIVES: dict[type, Callable[..., pl.Expr]] = {
     fs.Lookup: _lookup,
     fs.Edges: _edges,
     fs.Affine: _affine,

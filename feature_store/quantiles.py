@@ -1,11 +1,11 @@
 """A quantile sketch of weighted points, deterministic and mergeable by putting sketches together.
 
-Of one fragment's n values, sorted, the sketch keeps those at which the running count passes a multiple of
-n / K, with the weight of what was skipped since the last one kept. Between two kept values fewer than
-n / K rows are skipped, so the rank read off the sketch is too low by less than n / K and never too high.
-Ranks of fragments add up, and so do their errors: over N rows in any number of fragments the rank of
-every value is exact within N / K, that is 0.025 % for K = 4096. Up to K distinct values a fragment
-is kept whole, without error.
+Of one fragment's n values, sorted, the sketch keeps those at which the running count passes a
+multiple of n / K, with the weight of what was skipped since the last one kept. Between two kept
+values fewer than n / K rows are skipped, so the rank read off the sketch is too low by less than n
+/ K and never too high. Ranks of fragments add up, and so do their errors: over N rows in any
+number of fragments the rank of every value is exact within N / K, that is 0.025 % for K = 4096. Up
+to K distinct values a fragment is kept whole, without error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def sketch(values: pl.LazyFrame, points: int = POINTS) -> pl.LazyFrame:
 
     Memory is bounded by the distinct values of the fragment.
     """
-    # Adding zero turns -0.0 into 0.0: the two are one value, and one must stand for both in the file.
+    # Adding zero turns -0.0 into 0.0: the two are one value, and one must stand for both in the
+    # file.
     value = pl.col("value").cast(pl.Float64) + 0.0
     counted = (
         values.filter(value.is_finite())

@@ -1,10 +1,11 @@
 """What a fitted feature is: raw columns, programs of primitives, and the schema that joins them.
 
 Light on purpose: only msgspec and the standard library, so that the online service reads the same
-types without polars, pyarrow or onnx. A schema is a JSON file; everything learned by `fit` is in it.
+types without polars, pyarrow or onnx. A schema is a JSON file; everything learned by `fit` is in
+it.
 
-Codes (int32): 0 = missing or padding, 1 = unknown, values from 2.
-Missing on the wire and in the graph: NaN (double), '' (string), INT64_MIN (int64).
+Codes (int32): 0 = missing or padding, 1 = unknown, values from 2. Missing on the wire and in the
+graph: NaN (double), '' (string), INT64_MIN (int64).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ FIRST_CODE = 2
 class RawColumn(msgspec.Struct, frozen=True, kw_only=True):
     """A column of the raw logs, and the input of the same name of a release.
 
-    A scalar is a `[N, 1]` tensor; a list is a padded `[N, L]` tensor beside `<name>.length`, int64 `[N, 1]`.
+    A scalar is a `[N, 1]` tensor; a list is a padded `[N, L]` tensor beside `<name>.length`, int64
+    `[N, 1]`.
     """
 
     name: str
@@ -60,7 +62,10 @@ class Affine(msgspec.Struct, frozen=True, tag="affine"):
 
 
 class Hash(msgspec.Struct, frozen=True, tag="hash"):
-    """string or int64 to code: 2 plus MurmurHash3 (32 bit, `seed`) of the decimal text modulo `num_buckets`."""
+    """string or int64 to code: 2 plus MurmurHash3 of the text, modulo `num_buckets`.
+
+    32 bit, with `seed`; an integer hashes as its decimal text.
+    """
 
     num_buckets: int
     seed: int = 0
@@ -91,19 +96,19 @@ class Calendar(msgspec.Struct, frozen=True, tag="calendar"):
 
 
 class Cross(msgspec.Struct, frozen=True, tag="cross"):
-    """Codes of other columns to one int64: their mixed-radix number; INT64_MIN where any code is 0."""
+    """Codes of other columns to their mixed-radix number (int64); INT64_MIN where any is 0."""
 
     cardinalities: tuple[int, ...]
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing"):
-    """`fill` where the program's input was missing, else the value so far; the last elementwise step."""
+    """`fill` where the program's input was missing, else the value; the last elementwise step."""
 
     fill: float = float(MISSING_CODE)
 
 
 class Pad(msgspec.Struct, frozen=True, tag="pad"):
-    """A list to exactly `length` entries: the newest (`tail`) or first (`head`) kept, 0 behind them."""
+    """A list to exactly `length` entries: the newest (`tail`) or first (`head`), then zeros."""
 
     length: int
     keep: Literal["tail", "head"] = "tail"
@@ -149,7 +154,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def codes(self) -> tuple[EncodedColumn, ...]:
-        """Columns with an embedding table, in order; they share the int32 matrix `codes_BW` of a batch."""
+        """Columns with an embedding table, in order: the int32 matrix `codes_BW` of a batch."""
         return tuple(column for column in self.columns if not column.is_dense)
 
     @property
