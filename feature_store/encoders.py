@@ -70,7 +70,7 @@ class Column(Declared):
     """Raw column to read; the feature's name when absent. Several features may read one column."""
     dtype: fs.Dtype | None = None
     """Type to read the column as: int64, double or string; taken from the data when absent."""
-    length: int | None = Field(None, gt=0)
+    length: int | None = Field(default=None, gt=0)
     """For a list: how many entries an example has, longer lists cut and shorter ones padded."""
     keep: Literal["tail", "head"] = "tail"
     """For a list: which entries stay when it is cut, the last (newest) or the first."""
@@ -87,9 +87,9 @@ class Vocabulary(Column):
     """A code for each value seen in training, by count; other values are unknown."""
 
     encoder: Literal["vocabulary"] = "vocabulary"
-    min_count: int = Field(1, ge=1)
+    min_count: int = Field(default=1, ge=1)
     """Values seen less often in training are unknown."""
-    max_size: int | None = Field(None, gt=0, le=CODE_LIMIT)
+    max_size: int | None = Field(default=None, gt=0, le=CODE_LIMIT)
     """Keep at most so many values, the most frequent."""
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
@@ -110,7 +110,7 @@ class Hashed(Column):
     encoder: Literal["hashed"] = "hashed"
     num_buckets: int = Field(gt=0, le=CODE_LIMIT)
     """Number of codes beside missing."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the hash; two features with two seeds collide on different values."""
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
@@ -125,7 +125,7 @@ class LogBuckets(Column):
     """The buckets of Criteo's counts: floor(ln(v)^2) above 2, v without fraction otherwise."""
 
     encoder: Literal["log_buckets"] = "log_buckets"
-    min_count: int = Field(1, ge=1)
+    min_count: int = Field(default=1, ge=1)
     """Buckets seen less often in training are unknown."""
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
@@ -208,7 +208,7 @@ class Calendar(Column):
     """hour 0..23, weekday 0 (Monday)..6, weekend 0 or 1, hour_of_week 0..167 from Monday 0:00."""
     unit: Literal["s", "ms", "us"] = "ms"
     """Unit of the column since 1970; dates and datetimes are read as ms."""
-    utc_offset_minutes: int = Field(0, gt=-1440, lt=1440)
+    utc_offset_minutes: int = Field(default=0, gt=-1440, lt=1440)
     """Offset of the local clock from UTC, the same all year."""
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64",)
@@ -227,9 +227,9 @@ class Crossed(Declared):
     encoder: Literal["crossed"] = "crossed"
     columns: list[str] = Field(min_length=2)
     """Features declared before this one, with one code an example."""
-    min_count: int = Field(1, ge=1)
+    min_count: int = Field(default=1, ge=1)
     """Combinations seen less often in training are unknown."""
-    max_size: int | None = Field(None, gt=0, le=CODE_LIMIT)
+    max_size: int | None = Field(default=None, gt=0, le=CODE_LIMIT)
     """Keep at most so many combinations, the most frequent."""
 
     @property

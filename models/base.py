@@ -5,7 +5,7 @@ B examples, F features (in schema order; a list column is one, after pooling), D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from headwater.feature_store.config import Config
 class ModelConfig(Config):
     """Settings that every model shares; each model adds its own fields."""
 
-    embedding_dim: int = Field(16, gt=0)
+    embedding_dim: int = Field(default=16, gt=0)
     """Dimension of the embedding of one feature; fused tables want a multiple of 4."""
 
 
@@ -51,6 +51,5 @@ class CTRModel(nn.Module):
         """Return the embeddings that `forward` wants, by argument name; one main table by default."""
         return {"emb_BFD": Slot(config.embedding_dim)}
 
-    def forward(self, *args: Tensor, **slots: Tensor) -> Tensor:
-        """Return the click logit, shape (B,)."""
-        raise NotImplementedError
+    forward: Callable[..., Tensor]
+    """Takes the tensors of `slots` by name and returns the click logit, shape (B,)."""

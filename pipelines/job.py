@@ -36,9 +36,9 @@ class Join(Config):
 class Shares(Config):
     """Shares of the rows that are held out; the rest is for training."""
 
-    valid: float = Field(0.1, gt=0, lt=1)
+    valid: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows for validation."""
-    test: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows for test."""
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ class Data(Config):
     """New columns as Polars SQL expressions, as `label = "rating >= 4"`: for labels, filters, weights, keys."""
     filter: str | None = None
     """A Polars SQL condition that rows must meet, evaluated after `derive`."""
-    negative_rate: float = Field(1.0, gt=0, le=1)
+    negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that sampling left in these files; the release corrects its probabilities by it."""
 
     def locate(self, paths: str | list[str]) -> list[str]:
@@ -189,27 +189,27 @@ class SparseOptimizer(Config):
     mode: Literal["fused", "dense"] = "fused"
     """`fused`: TorchRec tables with row-wise Adagrad in the backward pass, sharded over ranks.
     `dense`: plain torch tables under Adam with whole-table L2, for parity with published settings."""
-    lr: float = Field(0.02, gt=0)
+    lr: float = Field(default=0.02, gt=0)
     """Learning rate."""
-    l2: float = Field(0.0, ge=0)
+    l2: float = Field(default=0.0, ge=0)
     """Weight of the L2 penalty: (l2 / 2) * sum of squares; of touched rows only in `fused` mode."""
 
 
 class DenseOptimizer(Config):
     """How all other weights learn: Adam."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     """Learning rate."""
-    l2: float = Field(0.0, ge=0)
+    l2: float = Field(default=0.0, ge=0)
     """Weight of the L2 penalty: (l2 / 2) * sum of squares."""
 
 
 class Train(Config):
     """The training loop."""
 
-    batch_size: int = Field(4096, gt=0)
+    batch_size: int = Field(default=4096, gt=0)
     """Examples in a step, over all ranks."""
-    epochs: int = Field(100, gt=0)
+    epochs: int = Field(default=100, gt=0)
     """Passes over the training data at most."""
     sparse: SparseOptimizer = SparseOptimizer()
     """Embedding tables."""
@@ -217,19 +217,19 @@ class Train(Config):
     """Other weights."""
     monitor: Literal["auc", "logloss", "gauc", "auc-logloss"] = "auc"
     """Validation metric that decides; logloss is the only one that should fall."""
-    min_delta: float = Field(1e-6, ge=0)
+    min_delta: float = Field(default=1e-6, ge=0)
     """Improvement that counts."""
-    patience: int = Field(2, gt=0)
+    patience: int = Field(default=2, gt=0)
     """Epochs without improvement before training stops; each lowers both learning rates."""
-    lr_factor: float = Field(0.1, gt=0, le=1)
+    lr_factor: float = Field(default=0.1, gt=0, le=1)
     """What a plateau multiplies the learning rates by."""
-    min_lr: float = Field(1e-6, ge=0)
+    min_lr: float = Field(default=1e-6, ge=0)
     """Learning rates fall no lower."""
-    clip_norm: float = Field(10.0, gt=0)
+    clip_norm: float = Field(default=10.0, gt=0)
     """Global norm to which gradients of weights outside fused tables are clipped."""
-    shuffle_rows: int = Field(1_000_000, gt=0)
+    shuffle_rows: int = Field(default=1_000_000, gt=0)
     """Rows in the shuffle buffer."""
-    checkpoint_steps: int | None = Field(None, gt=0)
+    checkpoint_steps: int | None = Field(default=None, gt=0)
     """Also save a checkpoint each so many steps, not only after an epoch."""
     seed: int = 2024
     """Seed of initial weights, shuffling and dropout."""
@@ -246,13 +246,13 @@ class Export(Config):
 
     name: str | None = None
     """Name of the model in the service; the job's name when absent."""
-    opset: int = Field(18, ge=18, le=22)
+    opset: int = Field(default=18, ge=18, le=22)
     """ONNX operator set."""
     context: list[str] = []
     """Raw columns that a ranking request gives once for all candidates."""
-    tolerance: float = Field(1e-5, gt=0)
+    tolerance: float = Field(default=1e-5, gt=0)
     """Largest absolute difference of probabilities between torch and ONNX that a release may show."""
-    golden_rows: int = Field(32, gt=0)
+    golden_rows: int = Field(default=32, gt=0)
     """Raw rows with their scores that the service checks when it loads the release."""
 
 

@@ -20,7 +20,7 @@ class DNNConfig(ModelConfig):
 
     hidden: tuple[PositiveInt, ...] = (400, 400, 400)
     """Widths of the hidden layers."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each hidden layer."""
     batch_norm: bool = False
     """Batch normalisation before each ReLU."""

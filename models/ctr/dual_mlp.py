@@ -22,9 +22,9 @@ class DualMLPConfig(ModelConfig):
     """Widths of stream 1."""
     hidden_2: tuple[PositiveInt, ...] = (400,)
     """Widths of stream 2."""
-    dropout_1: float = Field(0.0, ge=0, lt=1)
+    dropout_1: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each hidden layer of stream 1."""
-    dropout_2: float = Field(0.0, ge=0, lt=1)
+    dropout_2: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each hidden layer of stream 2."""
     batch_norm_1: bool = False
     """Batch normalisation before each ReLU of stream 1."""
