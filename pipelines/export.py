@@ -1,0 +1,181 @@
+"""`headwater export`: a run becomes a release, `releases/<name>/<version>/`.
+
+The graph is built, compared with the network on real rows, and given golden rows, all in a
+temporary folder beside the versions; only a complete and proven release is renamed to its number.
+`docs/release.md` describes the files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from headwater.feature_store.errors import JobError
+from headwater.feature_store.schema import Schema
+from headwater.models.network import CTRNetwork
+from headwater.pipelines.console import note
+from headwater.pipelines.golden import golden_rows
+from headwater.pipelines.graph import release_graph, slot_tables
+from headwater.pipelines.job import Job
+from headwater.pipelines.onnx_builder import OUTPUT
+from headwater.pipelines.parity import check, torch_scores
+from headwater.pipelines.release_writer import digest, publish, workspace
+from headwater.pipelines.runs import Run, writing
+from headwater.pipelines.score import frame_to_arrays
+from headwater.serving.manifest import (
+    FORMAT_VERSION,
+    MODEL_NAME,
+    Feature,
+    Golden,
+    Input,
+    Manifest,
+    Output,
+)
+from headwater.serving.scorer import Scorer, open_session
+
+
+def export(run: Run, releases: Path = Path("releases")) -> Path:
+    """Write the best checkpoint of a complete run as the next version, and return its folder.
+
+    Raises ParityError where the graph differs from the network by more than `export.tolerance`,
+    OutputError where the release cannot be written; then nothing is left of it.
+    """
+    metrics = run.read("metrics.json")
+    prepared = ...
+    network = ...
+    return export_network(
+        network,
+        prepared.schema,
+        pl.read_parquet(prepared.path / "sample.parquet"),
+        run.job,
+        releases,
+        metrics={split: metrics[split] for split in ("valid", "test") if metrics.get(split)},
+        time_range_ms=...,
+    )
+
+
+def export_network(
+    network: CTRNetwork,
+    schema: Schema,
+    sample: pl.DataFrame,
+    job: Job,
+    releases: Path,
+    *,
+    metrics: Mapping[str, Mapping[str, float | None]] | None = None,
+    time_range_ms: tuple[int, int] | None = None,
+) -> Path:
+    """Write a trained network as the next version of its release, and return its folder.
+
+    Parameters
+    ----------
+    network
+        On the CPU, ready for a forward pass.
+    sample
+        Real normalised raw rows, and the label.
+    metrics
+        Metrics by split, for the manifest.
+    time_range_ms
+        First and last event time of the training data, UTC milliseconds.
+    """
+    settings = job.export
+    _check_context(settings.context, schema)
+    golden, made = golden_rows(schema, sample, settings.golden_rows)
+    rows = pl.concat([sample.select(golden.columns), made])
+    network.eval()
+    expected = torch_scores(network, schema, rows, job.data.negative_rate)
+    graph = release_graph(
+        schema,
+        slot_tables(network.embeddings),
+        network.model,
+        context=settings.context,
+        negative_rate=job.data.negative_rate,
+        opset=settings.opset,
+    )
+    manifest = _describe(job, schema, metrics or {}, time_range_ms)
+    folder = releases / manifest.name
+    with workspace(folder) as part:
+        with writing(folder):
+            files = graph.write(part / MODEL_NAME)
+        scorer = Scorer(open_session(part / MODEL_NAME), manifest)
+        labels = sample[job.features.label].to_numpy().astype(np.uint8)
+        parity = check(scorer, expected, schema, rows, labels, tolerance=settings.tolerance)
+        note(parity.text())
+        golden = pl.concat([golden, made])
+        scores = scorer.score(frame_to_arrays(golden, manifest.inputs))
+        manifest = msgspec.structs.replace(
+            manifest,
+            parity=parity.values(),
+            files={path.name: digest(path) for path in files},
+            golden=Golden(
+                rows=golden.to_dict(as_series=False),
+                scores=scores.tolist(),
+                tolerance=settings.tolerance,
+            ),
+        )
+        return publish(part, folder, manifest)
+
+
+def _describe(
+    job: Job,
+    schema: Schema,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    time_range_ms: tuple[int, int] | None,
+) -> Manifest:
+    """Return the manifest but for what only the written graph can tell."""
+    inputs = tuple(
+        Input(
+            name=column.name,
+            dtype=column.dtype,
+            is_list=column.is_list,
+            role="context" if column.name in job.export.context else "candidate",
+        )
+        for column in schema.raw
+    )
+    features = tuple(
+        Feature(
+            name=column.name,
+            encoder=column.encoder,
+            inputs=column.inputs,
+            cardinality=column.cardinality,
+            length=column.length,
+        )
+        for column in schema.columns
+    )
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=job.export.name or job.name,
+        version=0,
+        headwater_version=importlib.metadata.version("headwater"),
+        created_ts_ms=time.time_ns() // 1_000_000,
+        model_type=job.model.type,
+        inputs=inputs,
+        outputs=(Output(name=OUTPUT),),
+        features=features,
+        schema_hash=schema.hash,
+        calibration={"negative_rate": job.data.negative_rate},
+        metrics={
+            split: {name: v for name, v in values.items() if v is not None and math.isfinite(v)}
+            for split, values in metrics.items()
+        },
+        parity={},
+        time_range_ms=time_range_ms,
+        files={},
+        golden=Golden(rows={}, scores=[], tolerance=job.export.tolerance),
+    )
+
+
+def _check_context(context: list[str], schema: Schema) -> None:
+    known = [column.name for column in schema.raw]
+    for name in context:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise JobError(f"export.context: {name!r} is no raw column of a feature. {hint}")

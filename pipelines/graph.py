@@ -1,0 +1,309 @@
+"""The ONNX graph of a release: raw features in, one probability a row out.
+
+Three parts joined in one graph: the encoders (`feature_store.onnx_compiler`), the embedding
+lookups written by hand, and the dense layers as torch exports them. Exporting the TorchRec modules
+themselves gives hundreds of nodes and is many times slower; here a slot costs an Add and a Gather,
+and a few nodes more where it has lists or numbers. At one row the time goes by the number of nodes,
+so the codes become one matrix at once.
+
+N rows, W code slots, F features, D dimension.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+from torch import Tensor, nn
+
+from headwater.feature_store.errors import FeatureError
+from headwater.feature_store.onnx_compiler import encoders_graph
+from headwater.feature_store.schema import Cross, EncodedColumn, Schema
+from headwater.models.embeddings import Embeddings
+from headwater.pipelines.onnx_builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
+
+CONTEXT_ROWS = "one or N"
+"""First dimension of a context input, as the graph names it."""
+
+SlotTables = Mapping[str, NDArray[np.float32]]
+"""Weights of a slot by column, in feature order: (cardinality, D), or (D,) for a dense column."""
+
+
+def release_graph(
+    schema: Schema,
+    slots: Mapping[str, SlotTables],
+    model: nn.Module,
+    *,
+    context: Sequence[str] = (),
+    negative_rate: float = 1.0,
+    opset: int = 18,
+) -> ReleaseGraph:
+    """Return the graph of `model(**slots)`, whose output is `prob`, float32 [N].
+
+    Parameters
+    ----------
+    slots
+        Weights by argument name of `model.forward`, as `slot_tables` gives them.
+    context
+        Raw columns that may be given once, as [1, ..], for N candidates.
+    negative_rate
+        Share of the negatives that sampling left in the training data. It made the odds 1 / rate
+        times too large, so the logit is corrected by log(rate).
+    """
+    for raw in schema.raw:
+        if raw.name == OUTPUT:
+            raise FeatureError(
+                f"raw column {OUTPUT!r}: this is the name of the release's output. "
+                "Rename the column by `derive` in [data]."
+            )
+    encoders = encoders_graph(schema, dict.fromkeys(context, CONTEXT_ROWS))
+    graph = GraphBuilder(encoders.model(), opset=opset)
+    codes, dense = _matrices(graph, schema, frozenset(context))
+    values = {n: _slot(graph, schema, n, tables, codes, dense) for n, tables in slots.items()}
+    dims = {n: (len(t), next(iter(t.values())).shape[-1]) for n, t in slots.items()}
+    logit = graph.merge(dense_layers(model, dims, opset=opset), values, prefix="dense/")
+    if negative_rate < 1:
+        logit = graph.add(
+            "Add", [logit, graph.floats("log_rate", math.log(negative_rate))], "logit"
+        )
+    graph.add("Sigmoid", [logit], OUTPUT)
+    return ReleaseGraph(graph.build(), graph.tables)
+
+
+def slot_tables(embeddings: Embeddings) -> dict[str, SlotTables]:
+    """Return the trained weights of each slot, its columns in the order of its features."""
+    tables, numeric = embeddings.tables(), embeddings.numeric_weights()
+    slots: dict[str, SlotTables] = {}
+    for layout in embeddings.layouts:
+        weights = tables[layout.name] | numeric[layout.name]
+        columns = [
+            column
+            for is_dense, start, stop in layout.runs
+            for column in (layout.dense if is_dense else layout.tables)[start:stop]
+        ]
+        slots[layout.name] = {column.name: weights[column.name] for column in columns}
+    return slots
+
+
+def dense_layers(
+    model: nn.Module, dims: Mapping[str, tuple[int, int]], *, opset: int = 18
+) -> ModelProto:
+    """Return `model` as torch exports it: inputs [N, F, D] by `dims`, one output `logit` [N]."""
+    rows = torch.export.Dim("N")
+    example = tuple(torch.zeros(3, *shape) for shape in dims.values())
+    training = model.training
+    try:
+        with _quiet_exporter(), torch.no_grad():
+            program = torch.onnx.export(
+                _Positional(model.eval(), tuple(dims)).eval(),
+                example,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=(tuple({0: rows} for _ in dims),),
+                input_names=list(dims),
+                output_names=["logit"],
+                verbose=False,
+            )
+    finally:
+        model.train(training)
+    assert program is not None
+    return program.model_proto
+
+
+class _Positional(nn.Module):
+    """A model with its slots by position, which is how the exporter calls it."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *slots: Tensor) -> Tensor:
+        """Return the logit, shape (N,)."""
+        return self.model(**dict(zip(self.names, slots, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """Encoded columns side by side in one [N, width] tensor, in the order of `columns`."""
+
+    name: str
+    columns: tuple[EncodedColumn, ...]
+
+    def positions(self, names: Sequence[str]) -> list[int]:
+        """Return the positions in the tensor of the columns in `names`, in their order."""
+        start: dict[str, range] = {}
+        width = 0
+        for column in self.columns:
+            start[column.name] = range(width, width + column.length)
+            width += column.length
+        return [position for name in names for position in start[name]]
+
+    def select(self, graph: GraphBuilder, names: Sequence[str], output: str) -> str:
+        """Return a tensor of the columns `names` in order; the matrix itself where it is that."""
+        positions = self.positions(names)
+        if positions == list(range(sum(column.length for column in self.columns))):
+            return self.name
+        where = graph.ints(f"{output}_at", positions)
+        return graph.once("Gather", [self.name, where], output, axis=1)
+
+
+def _matrices(
+    graph: GraphBuilder, schema: Schema, context: frozenset[str]
+) -> tuple[_Matrix, _Matrix]:
+    """Return codes [N, W] and dense columns [N, D] of all features, context expanded to N rows."""
+    once = _context_columns(schema, context)
+    candidates = [raw for raw in schema.raw if raw.name not in context]
+    rows = None
+    if once and candidates:
+        # A scalar input or a list's length is [N, 1], to which [1, W] broadcasts as [N, W].
+        first = candidates[0]
+        rows = graph.add(
+            "Shape", [f"{first.name}.length" if first.is_list else first.name], "emb/rows"
+        )
+    matrices: list[_Matrix] = []
+    for kind, columns in (("code", schema.codes), ("dense", schema.dense)):
+        given_once = tuple(c for c in columns if c.name in once) if rows else ()
+        given_each = tuple(c for c in columns if c not in given_once)
+        parts: list[str] = []
+        if given_once and rows:
+            joined = _concat(graph, [f"{kind}.{c.name}" for c in given_once], f"emb/{kind}_once")
+            parts.append(graph.add("Expand", [joined, rows], f"emb/{kind}_context"))
+        parts += [f"{kind}.{c.name}" for c in given_each]
+        matrices.append(
+            _Matrix(_concat(graph, parts, f"emb/{kind}s") if parts else "", given_once + given_each)
+        )
+    return matrices[0], matrices[1]
+
+
+def _context_columns(schema: Schema, context: frozenset[str]) -> set[str]:
+    """Return the encoded columns that depend on context inputs alone."""
+    known = set(context)
+    once: set[str] = set()
+    for column in schema.columns:
+        if all(name in (once if _is_crossed(column) else known) for name in column.inputs):
+            once.add(column.name)
+    return once
+
+
+def _is_crossed(column: EncodedColumn) -> bool:
+    """Return whether the inputs of a column are encoded columns, not raw ones."""
+    return any(isinstance(step, Cross) for step in column.steps)
+
+
+def _slot(
+    graph: GraphBuilder,
+    schema: Schema,
+    slot: str,
+    tables: SlotTables,
+    codes: _Matrix,
+    dense: _Matrix,
+) -> str:
+    """Append the lookups of one slot, and return the name of its tensor [N, F, D]."""
+    columns = {column.name: column for column in schema.columns}
+    runs = [list(run) for _, run in groupby((columns[name] for name in tables), key=_run_key)]
+    embedded = [run for run in runs if not run[0].is_dense]
+    numbers = [run for run in runs if run[0].is_dense]
+    pieces = {
+        False: iter(_looked_up(graph, slot, embedded, tables, codes) if embedded else ()),
+        True: iter(_scaled(graph, slot, numbers, tables, dense) if numbers else ()),
+    }
+    return _concat(graph, [next(pieces[run[0].is_dense]) for run in runs], f"{slot}/all")
+
+
+def _run_key(column: EncodedColumn) -> tuple[bool, str]:
+    """Return equal keys for neighbours that stay together: scalars, or numbers; a list is alone."""
+    return column.is_dense, column.name if column.length > 1 else ""
+
+
+def _looked_up(
+    graph: GraphBuilder,
+    slot: str,
+    runs: list[list[EncodedColumn]],
+    tables: SlotTables,
+    codes: _Matrix,
+) -> Sequence[str]:
+    """Look codes up in one stacked table; return [N, F, D] a run, lists pooled to F = 1."""
+    columns = [column for run in runs for column in run]
+    table = StackedTable(f"{slot}/table", [tables[column.name] for column in columns])
+    graph.tables.append(table)
+    starts = np.cumsum([0] + [len(part) for part in table.parts[:-1]])
+    offsets = [start for start, c in zip(starts, columns, strict=True) for _ in range(c.length)]
+    ids = codes.select(graph, [column.name for column in columns], f"{slot}/codes")
+    rows = graph.add("Add", [ids, graph.ints(f"{slot}/offsets", offsets)], f"{slot}/rows")
+    vectors = graph.add("Gather", [table.name, rows], f"{slot}/vectors", axis=0)
+    parts = _split(graph, vectors, [sum(c.length for c in run) for run in runs], f"{slot}/run")
+    return [
+        part if run[0].length == 1 else _pooled(graph, slot, run[0], part, codes)
+        for part, run in zip(parts, runs, strict=True)
+    ]
+
+
+def _pooled(
+    graph: GraphBuilder, slot: str, column: EncodedColumn, vectors: str, codes: _Matrix
+) -> str:
+    """Sum a list's vectors, [N, L, D] to [N, 1, D]; for a mean, divide by its number of entries."""
+    axis = graph.ints("emb/axis_1", [1])
+    total = graph.add("ReduceSum", [vectors, axis], f"{slot}/sum/{column.name}", keepdims=1)
+    if column.pooling == "sum":
+        return total
+    name = f"emb/count/{column.name}"
+    ids = codes.select(graph, [column.name], f"{name}/codes")
+    present = graph.once("Cast", [ids], f"{name}/present", to=TensorProto.BOOL)
+    ones = graph.once("Cast", [present], f"{name}/ones", to=TensorProto.FLOAT)
+    count = graph.once("ReduceSum", [ones, axis], f"{name}/sum", keepdims=1)
+    count = graph.once("Max", [count, graph.floats("emb/one", 1)], f"{name}/least_1")
+    count = graph.once("Unsqueeze", [count, axis], name)
+    return graph.add("Div", [total, count], f"{slot}/mean/{column.name}")
+
+
+def _scaled(
+    graph: GraphBuilder,
+    slot: str,
+    runs: list[list[EncodedColumn]],
+    tables: SlotTables,
+    dense: _Matrix,
+) -> Sequence[str]:
+    """Scale each number's vector by the number; return a tensor [N, F, D] a run."""
+    names = [column.name for run in runs for column in run]
+    weights = np.stack([np.reshape(tables[name], -1) for name in names])
+    numbers = dense.select(graph, names, f"{slot}/numbers")
+    column = graph.add("Unsqueeze", [numbers, graph.ints("emb/axis_2", [2])], f"{slot}/numbers_1")
+    vectors = graph.add("Mul", [column, graph.floats(f"{slot}/numeric", weights)], f"{slot}/scaled")
+    return _split(graph, vectors, [len(run) for run in runs], f"{slot}/number_run")
+
+
+def _split(graph: GraphBuilder, value: str, sizes: list[int], output: str) -> Sequence[str]:
+    """Split [N, sum of sizes, ..] along its second axis; nothing to do for one size."""
+    if len(sizes) == 1:
+        return [value]
+    names = [f"{output}_{position}" for position in range(len(sizes))]
+    return graph.add_many("Split", [value, graph.ints(f"{output}_sizes", sizes)], names, axis=1)
+
+
+def _concat(graph: GraphBuilder, values: Sequence[str], output: str) -> str:
+    """Join along the second axis; nothing to do for one value."""
+    return values[0] if len(values) == 1 else graph.add("Concat", values, output, axis=1)
+
+
+@contextmanager
+def _quiet_exporter() -> Generator[None]:
+    """Silence what torch's exporter says about itself, and about packages that it does without."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,157 @@
+"""`headwater score`: the rows of a file, with the scores that the service would give them.
+
+The rows go through the same scorer as requests do, so that offline and online numbers are equal. It
+reads and writes batch by batch: memory does not grow with the file. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from headwater.feature_store.errors import DataError, ReleaseError
+from headwater.feature_store.polars_compiler import data_errors, normalise
+from headwater.feature_store.schema import INT64_MIN, RawColumn
+from headwater.pipelines.console import Progress
+from headwater.pipelines.runs import sync_folder, writing
+from headwater.pipelines.sources import Table, find_files
+from headwater.serving.manifest import MANIFEST_NAME, Input
+from headwater.serving.release import load_release
+from headwater.serving.signature import Arrays, columns_to_arrays
+
+BATCH_ROWS = 65_536
+
+
+def score(
+    release: Path, source: str | Path, out: Path, *, batch_rows: int = BATCH_ROWS
+) -> dict[str, Any]:
+    """Write the rows of `source` to `out` with their scores; return their number, and the speed.
+
+    Parameters
+    ----------
+    release
+        Release folder, or the folder of a model: then its newest version.
+    source
+        Parquet, CSV or NDJSON: a path, glob or fsspec URL, with the release's raw columns.
+    out
+        Parquet or CSV file, by its suffix: all columns of `source`, and the score under its name in
+        the release (`prob`). It appears when it is complete.
+    batch_rows
+        Rows in memory at a time.
+    """
+    start_s = time.perf_counter()
+    scorer = load_release(release_folder(release))
+    inputs = scorer.manifest.inputs
+    raw = [RawColumn(name=i.name, dtype=i.dtype, is_list=i.is_list) for i in inputs]
+    output = scorer.manifest.outputs[0].name
+    table = Table(find_files(str(source)))
+    table.require({column.name: "The release takes it in." for column in raw})
+    names = table.names()
+    if output in names:
+        raise DataError(
+            f"{table.path}: column {output!r} has the name of the score; rename the column."
+        )
+    # Text stays as it is in the file, but for what the release reads as a number.
+    numbers = {column.name for column in raw if column.dtype != "string"}
+    types = table.infer(names, as_text=[name for name in names if name not in numbers])
+    normalise(pl.LazyFrame(schema=types), raw)
+    rows = 0
+    with (
+        Progress("score", unit="rows") as bar,
+        _writing(out, types | {output: pl.Float32()}) as write,
+    ):
+        for chunk in table.chunks(names):
+            with data_errors(table.files[chunk.file].path):
+                normal = normalise(chunk.frame.lazy(), raw).collect()
+            for start in range(0, len(normal), batch_rows):
+                batch = slice(start, start + batch_rows)
+                scores = scorer.score(frame_to_arrays(normal[batch], inputs))
+                write(chunk.frame[batch].with_columns(pl.Series(output, scores, pl.Float32)))
+                rows += len(scores)
+                bar.advance(len(scores))
+    return {
+        "out": str(out),
+        "rows": rows,
+        "rows_per_second": rows / (time.perf_counter() - start_s),
+        "release": f"{scorer.manifest.name}/{scorer.manifest.version}",
+    }
+
+
+def frame_to_arrays(frame: pl.DataFrame, inputs: Iterable[Input]) -> Arrays:
+    """Return the tensors of normalised raw columns, null as the missing value of the dtype."""
+    columns: dict[str, Sequence[object] | NDArray[Any]] = {}
+    inputs = tuple(inputs)
+    for column in inputs:
+        values = frame[column.name]
+        if column.is_list or column.dtype == "string":
+            columns[column.name] = values.to_list()
+        elif column.dtype == "int64":
+            columns[column.name] = values.fill_null(INT64_MIN).to_numpy()
+        else:
+            columns[column.name] = values.fill_null(float("nan")).to_numpy()
+    return columns_to_arrays(inputs, columns)
+
+
+def release_folder(path: Path) -> Path:
+    """Return the release at `path`: itself, or the highest version where it is a model's folder."""
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    found = [
+        version for version in versions(path) if (path / str(version) / MANIFEST_NAME).is_file()
+    ]
+    if not found:
+        raise ReleaseError(
+            f"{path}: expected a release with {MANIFEST_NAME}, or a model's folder of numbered "
+            f"releases; found {'neither' if path.is_dir() else 'no such folder'}."
+        )
+    return path / str(max(found))
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the version numbers that a model's folder holds, in any order."""
+    if not folder.is_dir():
+        return []
+    names = (each.name for each in folder.iterdir())
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
+
+
+@contextmanager
+def _writing(
+    out: Path, types: Mapping[str, pl.DataType]
+) -> Generator[Callable[[pl.DataFrame], None]]:
+    """Yield a function that appends rows to the file `out`, which appears whole at the end."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise DataError(f"{out}: expected a name that ends in .parquet or .csv.")
+    nested = [name for name, dtype in types.items() if dtype.is_nested()]
+    if out.suffix == ".csv" and nested:
+        raise DataError(f"{out}: CSV cannot hold the lists of {nested[0]!r}; write to .parquet.")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with writing(out):
+        try:
+            with part.open("wb") as file:
+                empty = pl.DataFrame(schema=types)
+                if out.suffix == ".csv":
+                    file.write(empty.write_csv().encode())
+                    yield lambda rows: _append_csv(file, rows)
+                else:
+                    schema = empty.to_arrow().schema
+                    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                        yield lambda rows: writer.write_table(rows.to_arrow().cast(schema))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+        sync_folder(out.parent)
+
+
+def _append_csv(file: BinaryIO, rows: pl.DataFrame) -> None:
+    file.write(rows.write_csv(include_header=False).encode())
