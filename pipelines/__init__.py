@@ -20,11 +20,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headwater.pipelines.compare import compare_runs
     from headwater.pipelines.evaluate import evaluate
     from headwater.pipelines.export import export
     from headwater.pipelines.job import Job, load_job
     from headwater.pipelines.prepare import prepare
-    from headwater.pipelines.report import compare_runs, write_report
+    from headwater.pipelines.report import write_report
     from headwater.pipelines.score import score
     from headwater.pipelines.train import train
 
@@ -42,7 +43,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Job": "job",
-    "compare_runs": "report",
+    "compare_runs": "compare",
     "evaluate": "evaluate",
     "export": "export",
     "load_job": "job",
