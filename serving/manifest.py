@@ -72,7 +72,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, dict[str, float]]
     """Metrics by split, as in the run's metrics.json."""
     parity: dict[str, float]
-    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, `latency_ms_1`, `latency_ms_32`, `latency_ms_512`."""
+    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, and `latency_ms_1`, `_32` and `_512`."""
     time_range_ms: tuple[int, int] | None
     """First and last event time of the training data, where the job names a time column."""
     files: dict[str, str]

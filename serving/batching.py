@@ -1,0 +1,168 @@
+"""Greedy micro-batching: a runner scores whatever waited while it was busy, as one batch.
+
+There is no timer: an idle service answers a lone request at once, and a busy one makes batches by itself.
+One runner thread a core calls onnxruntime, which runs in the calling thread. The event loop only queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from headwater.serving.errors import QueueFullError, TooLargeError
+from headwater.serving.metrics import Metrics
+from headwater.serving.scorer import Scorer, Scores
+from headwater.serving.signature import Arrays
+
+log = structlog.get_logger(__name__)
+
+MAX_BATCH_ROWS = 512
+"""A batch takes no further request beyond this; more rows gain no speed and delay the first."""
+
+ALONE_ROWS = 32
+"""From this many candidates on, a context given once is worth more than a larger batch."""
+
+JOIN_WIDTH = 512
+"""A request with a longer list is scored alone: a batch pads all of its rows to the longest list."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    scorer: Scorer
+    feeds: Arrays
+    num_rows: int
+    alone: bool
+    answer: asyncio.Future[Scores]
+
+
+class Batcher:
+    """Runner threads behind one queue; all methods but the runners' are the event loop's.
+
+    The queue is bounded in rows, and so in requests, which have a row at least.
+    """
+
+    def __init__(self, *, num_runners: int, max_queue_rows: int, metrics: Metrics) -> None:
+        self._max_queue_rows = max_queue_rows
+        self._metrics = metrics
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._queued_rows = 0
+        metrics.watch_queue(lambda: self._queued_rows)
+        self._runners = [
+            threading.Thread(target=self._work, name=f"headwater-runner-{index}", daemon=True)
+            for index in range(num_runners)
+        ]
+        for runner in self._runners:
+            runner.start()
+
+    def check_size(self, num_rows: int) -> None:
+        """Raise `TooLargeError` where a request would not fit into an empty queue."""
+        if num_rows > self._max_queue_rows:
+            raise TooLargeError(
+                f"{num_rows} rows: expected at most {self._max_queue_rows} in a request; split it"
+            )
+
+    async def score(self, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
+        """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored.
+
+        Raises `QueueFullError` where they do not fit beside those that wait.
+        """
+        if self._queued_rows + num_rows > self._max_queue_rows:
+            raise QueueFullError(
+                f"{self._queued_rows} rows wait already, at most {self._max_queue_rows} may; try again"
+            )
+        signature = scorer.signature
+        alone = signature.width(feeds) > JOIN_WIDTH or (
+            num_rows >= ALONE_ROWS and signature.shared(feeds, num_rows)
+        )
+        job = _Job(scorer, feeds, num_rows, alone, self._loop.create_future())
+        self._queued_rows += num_rows
+        try:
+            self._queue.put(job)
+            return await job.answer
+        finally:
+            self._queued_rows -= num_rows
+
+    def close(self) -> None:
+        """End the runners after what is queued."""
+        for _ in self._runners:
+            self._queue.put(None)
+        for runner in self._runners:
+            runner.join()
+
+    def _work(self) -> None:
+        while (first := self._queue.get()) is not None:
+            jobs, ended = self._take(first)
+            for group in _groups(jobs):
+                self._run(group)
+            if ended:
+                return
+
+    def _take(self, first: _Job) -> tuple[list[_Job], bool]:
+        jobs, rows = [first], first.num_rows
+        while rows < MAX_BATCH_ROWS:
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                break
+            if job is None:
+                return jobs, True
+            jobs.append(job)
+            rows += job.num_rows
+        return jobs, False
+
+    def _run(self, jobs: list[_Job]) -> None:
+        # Whoever waited for a cancelled job has gone: its rows are left out.
+        jobs = [job for job in jobs if not job.answer.done()]
+        if not jobs:
+            return
+        scorer = jobs[0].scorer
+        model = scorer.manifest.name
+        try:
+            feeds, num_rows = scorer.signature.join([(job.feeds, job.num_rows) for job in jobs])
+            start_s = time.perf_counter()
+            scores = scorer.run(feeds, num_rows)
+            seconds = time.perf_counter() - start_s
+        except Exception as error:
+            if len(jobs) > 1:
+                # One request must not fail the others of its batch.
+                for job in jobs:
+                    self._run([job])
+                return
+            log.exception("batch failed", model=model, num_rows=jobs[0].num_rows)
+            self._answer([(jobs[0], error)])
+            return
+        answers: list[tuple[_Job, Scores | Exception]] = []
+        start = 0
+        for job in jobs:
+            answers.append((job, scores[start : start + job.num_rows]))
+            start += job.num_rows
+        self._answer(answers)
+        self._metrics.batch_scored(model, num_rows, seconds, scorer.signature.count_missing(feeds))
+
+    def _answer(self, answers: Iterable[tuple[_Job, Scores | Exception]]) -> None:
+        self._loop.call_soon_threadsafe(_set_answers, answers)
+
+
+def _groups(jobs: list[_Job]) -> list[list[_Job]]:
+    """Return the jobs by version, in the order of their first; those that run alone by themselves."""
+    groups: dict[object, list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault(job if job.alone else job.scorer, []).append(job)
+    return list(groups.values())
+
+
+def _set_answers(answers: Iterable[tuple[_Job, Scores | Exception]]) -> None:
+    for job, answer in answers:
+        if job.answer.done():
+            continue
+        if isinstance(answer, Exception):
+            job.answer.set_exception(answer)
+        else:
+            job.answer.set_result(answer)

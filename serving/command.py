@@ -1,0 +1,244 @@
+"""`headwater serve`: one process, one event loop, and as many runner threads as cores.
+
+granian runs embedded in this process's event loop. Its multi-process server with one worker was the
+alternative: it answers as fast, but costs a second interpreter of 40 MB that only waits, and its worker gets
+the signal by itself, so that nothing of ours could run before, between and after the drain. Tried with
+the embedded one: SIGTERM closes the listening socket and idle connections at once, and `serve()` returns
+when the last open request is answered. Scale beyond one process with replicas: a process holds every
+model once, however many cores it uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from headwater.feature_store.errors import HeadwaterError, InputError
+
+log = structlog.get_logger(__name__)
+
+HEADER_TIMEOUT_S = 30
+"""A connection without a complete request head for this long is closed, idle ones too."""
+
+DRAIN_GRACE_S = 5.0
+"""An open request ends within its own timeout; a client that does not read its answer gets this more."""
+
+
+def serve(
+    releases_dir: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    runners: int | None = None,
+    keep_versions: int = 2,
+    max_body_bytes: int = 4 * 1024 * 1024,
+    max_queue_rows: int = 8192,
+    timeout_s: float = 10.0,
+    json: bool = False,
+) -> None:
+    """Serve the releases of a folder over HTTP until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    releases_dir
+        Folder of `<model>/<version>/`; watched, so that a new version is served as soon as it is there.
+    host
+        Address to listen at; 0.0.0.0 for all.
+    port
+        Port to listen at; 0 takes a free one and prints it.
+    runners
+        Threads that score; default: one for each core this process may use.
+    keep_versions
+        Versions of a model that stay loaded, the newest first.
+    max_body_bytes
+        Largest body, as sent and inflated; a larger one gets 413.
+    max_queue_rows
+        Rows that may wait or be scored at once; more get 429.
+    timeout_s
+        A request that is not answered by then gets 504, or 408 where its body is not there.
+    json
+        Print the address as one JSON object.
+    """
+    _check(releases_dir, runners, keep_versions, max_body_bytes, max_queue_rows, timeout_s)
+    _configure_logging()
+    port = _free_port(host, port)
+    asyncio.run(
+        _serve(
+            releases_dir,
+            host=host,
+            port=port,
+            num_runners=runners or len(os.sched_getaffinity(0)),
+            keep_versions=keep_versions,
+            max_body_bytes=max_body_bytes,
+            max_queue_rows=max_queue_rows,
+            timeout_s=timeout_s,
+            as_json=json,
+        )
+    )
+
+
+async def _serve(
+    releases_dir: Path,
+    *,
+    host: str,
+    port: int,
+    num_runners: int,
+    keep_versions: int,
+    max_body_bytes: int,
+    max_queue_rows: int,
+    timeout_s: float,
+    as_json: bool,
+) -> None:
+    # Late: `headwater serve --help` needs none of these.
+    from granian.constants import HTTPModes
+    from granian.http import HTTP1Settings
+    from granian.server.embed import Server
+
+    from headwater.serving.batching import Batcher
+    from headwater.serving.http import Application
+    from headwater.serving.metrics import Metrics
+    from headwater.serving.registry import Registry
+    from headwater.serving.service import Service
+
+    metrics = Metrics()
+    registry = Registry(releases_dir, keep_versions=keep_versions, metrics=metrics)
+    batcher = Batcher(num_runners=num_runners, max_queue_rows=max_queue_rows, metrics=metrics)
+    service = Service(registry, batcher, metrics)
+    application = Application(service, max_body_bytes=max_body_bytes, timeout_s=timeout_s)
+    server = Server(
+        application,
+        host,
+        port,
+        log_enabled=False,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_S * 1000),
+        websockets=False,
+        backlog=1024,
+    )
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        # A second signal ends the process at once, as it does by default.
+        loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    registry.start()
+    sweeper = asyncio.create_task(application.sweep())
+    serving = asyncio.create_task(server.serve())
+    try:
+        await _until_listening(host, port, serving)
+        _announce(releases_dir, host, port, as_json)
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            raise HeadwaterError(f"the HTTP server ended by itself: {serving.exception()}")
+        service.draining = True
+        log.info("draining")
+        server.stop()
+        done, _ = await asyncio.wait((serving,), timeout=timeout_s + DRAIN_GRACE_S)
+        if not done:
+            log.warning("drain cut short", after_s=timeout_s + DRAIN_GRACE_S)
+            # granian's threads wait for the clients that are left; nothing here waits for them.
+            sys.stdout.flush()
+            os._exit(0)
+    finally:
+        sweeper.cancel()
+        registry.close()
+        batcher.close()
+    log.info("stopped")
+
+
+def _check(
+    releases_dir: Path,
+    runners: int | None,
+    keep_versions: int,
+    max_body_bytes: int,
+    max_queue_rows: int,
+    timeout_s: float,
+) -> None:
+    if not releases_dir.is_dir():
+        raise InputError(
+            f"{releases_dir}: expected a folder of releases, <model>/<version>/, found "
+            f"{'a file' if releases_dir.exists() else 'nothing'}; `headwater export` writes one"
+        )
+    positive = {
+        "--runners": 1 if runners is None else runners,
+        "--keep-versions": keep_versions,
+        "--max-body-bytes": max_body_bytes,
+        "--max-queue-rows": max_queue_rows,
+        "--timeout-s": timeout_s,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise InputError(f"{name}: expected more than 0, found {value}")
+
+
+def _free_port(host: str, port: int) -> int:
+    """Return the port to listen at; raises `InputError` where the address cannot be had.
+
+    granian would share a port that another server listens at, and lose half of the requests to it.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return probe.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--host {host} --port {port}: cannot listen there: {error}; choose another, or 0 for "
+            "a free port"
+        ) from error
+
+
+async def _until_listening(host: str, port: int, serving: asyncio.Task[None]) -> None:
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    for _ in range(500):
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(address, port)
+            writer.close()
+            return
+        if serving.done():
+            break
+        await asyncio.sleep(0.01)
+    raise HeadwaterError(f"the HTTP server does not listen at {host}:{port}")
+
+
+def _announce(releases_dir: Path, host: str, port: int, as_json: bool) -> None:
+    bracketed = f"[{host}]" if ":" in host else host
+    url = f"http://{bracketed}:{port}"
+    log.info("listening", url=url, releases=str(releases_dir), pid=os.getpid())
+    if as_json:
+        line = {"url": url, "host": host, "port": port, "pid": os.getpid()}
+        text = msgspec.json.encode(line).decode()
+    else:
+        text = f"serving {releases_dir} at {url}; OpenAPI at {url}/openapi.json; Ctrl-C drains and stops"
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _configure_logging() -> None:
+    """Send structlog's events to standard error as JSON lines."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,157 @@
+"""`POST /v1/rank`: raw features by name, the context once, the candidates as objects or as columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from headwater.serving.errors import (
+    DeadlineError,
+    Misfit,
+    NotReadyError,
+    QueueFullError,
+    RequestError,
+    TooLargeError,
+    UnknownError,
+    shorten,
+    unknown_name,
+)
+from headwater.serving.manifest import Input
+from headwater.serving.messages import RankRequest, RankResponse
+from headwater.serving.routes import Request, Response, Route, json_response
+from headwater.serving.scorer import Scorer
+from headwater.serving.service import Service
+from headwater.serving.signature import LENGTH, Arrays, Signature
+from headwater.serving.tensors import any_json, decode_json, flat, from_json, ragged
+
+_request = msgspec.json.Decoder(RankRequest)
+_objects = msgspec.json.Decoder(list[dict[str, Any]])
+_columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+async def rank(service: Service, request: Request) -> Response:
+    """Answer with one score a candidate, in the order of the request."""
+    size = len(request.body)
+    message = await service.decode(size, decode_json, _request, memoryview(request.body))
+    scorer = service.registry.get(message.model, message.version)
+    arrays, num_rows = await service.decode(size, decode, message, scorer)
+    scores = await service.score(scorer, arrays, num_rows)
+    return json_response(
+        RankResponse(
+            model=scorer.manifest.name,
+            version=scorer.manifest.version,
+            id=message.id,
+            scores=scores.tolist(),
+        )
+    )
+
+
+def decode(message: RankRequest, scorer: Scorer) -> tuple[Arrays, int]:
+    """Return the checked tensors of a request and the number of its candidates."""
+    signature = scorer.signature
+    data = memoryview(message.candidates)
+    if data[:1].tobytes() == b"[":
+        objects = decode_json(_objects, data, "$.candidates")
+        arrays, num_rows = _from_objects(objects, signature), len(objects)
+    else:
+        arrays, num_rows = _from_columns(decode_json(_columns, data, "$.candidates"), signature)
+    for name, raw in message.context.items():
+        column = _column(signature, name, "$.context")
+        if name in arrays:
+            raise RequestError(f"$.context.{name}: it is given in the candidates as well")
+        try:
+            once = _tensors(column, [any_json(raw)])
+        except Misfit as fault:
+            place = fault.place.removeprefix("[0]")
+            raise fault.at(f"$.context.{name}", place) from None
+        for tensor, array in once.items():
+            is_context = column.role == "context" and num_rows > 0
+            arrays[tensor] = array if is_context else np.repeat(array, num_rows, axis=0)
+    return arrays, num_rows
+
+
+def _column(signature: Signature, name: str, where: str) -> Input:
+    column = signature.inputs.get(name)
+    if column is None:
+        raise RequestError(
+            unknown_name(f"{where}.{shorten(name, 60)}", "feature", name, signature.inputs)
+        )
+    return column
+
+
+def _tensors(column: Input, values: list[Any]) -> Arrays:
+    if column.is_list:
+        padded, lengths = ragged(values, column.dtype)
+        return {column.name: padded, column.name + LENGTH: lengths}
+    return {column.name: flat(values, column.dtype).reshape(-1, 1)}
+
+
+def _from_objects(objects: list[dict[str, Any]], signature: Signature) -> Arrays:
+    names = objects[0].keys() if objects else set[str]()
+    if any(candidate.keys() != names for candidate in objects):
+        names = dict.fromkeys(name for candidate in objects for name in candidate)
+    arrays: Arrays = {}
+    for name in names:
+        if name not in signature.inputs:
+            index = next(i for i, candidate in enumerate(objects) if name in candidate)
+            _column(signature, name, f"$.candidates[{index}]")
+        column = signature.inputs[name]
+        try:
+            arrays |= _tensors(column, [candidate.get(name) for candidate in objects])
+        except Misfit as fault:
+            row, _, place = fault.place.partition("]")
+            raise fault.at(
+                f"$.candidates{row}].{name}" if row else f"$.candidates.{name}", place
+            ) from None
+    return arrays
+
+
+def _from_columns(columns: dict[str, msgspec.Raw], signature: Signature) -> tuple[Arrays, int]:
+    if not columns:
+        raise RequestError("$.candidates: expected at least one feature, found none")
+    arrays: Arrays = {}
+    num_rows = first = None
+    for name, raw in columns.items():
+        column = _column(signature, name, "$.candidates")
+        try:
+            if column.is_list:
+                values = any_json(raw)
+                if not isinstance(values, list):
+                    found = shorten(repr(values), 60)
+                    raise Misfit(expected="a list for each candidate", found=found)
+                tensors = _tensors(column, values)
+            else:
+                tensors = {name: from_json(raw, column.dtype).reshape(-1, 1)}
+        except Misfit as fault:
+            raise fault.at(f"$.candidates.{name}") from None
+        rows = tensors[name].shape[0]
+        if num_rows is None:
+            num_rows, first = rows, name
+        elif rows != num_rows:
+            raise RequestError(
+                f"$.candidates.{name}: expected {num_rows} values, as {first!r} has, found {rows}"
+            )
+        arrays |= tensors
+    return arrays, num_rows or 0
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST",
+        "/v1/rank",
+        rank,
+        "Score candidates for a context, raw features by name",
+        request=RankRequest,
+        response=RankResponse,
+        errors=(
+            RequestError,
+            UnknownError,
+            TooLargeError,
+            QueueFullError,
+            NotReadyError,
+            DeadlineError,
+        ),
+    ),
+)

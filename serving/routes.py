@@ -1,0 +1,108 @@
+"""A route, what a handler gets and gives, and the table that finds the handler of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from headwater.serving.errors import MethodError, RequestError, UnknownError, shorten
+
+if TYPE_CHECKING:
+    from headwater.serving.service import Service
+
+JSON = ("content-type", "application/json")
+_encoder = msgspec.json.Encoder()
+
+
+class Headers(Protocol):
+    """The headers of a request, by name in lower case."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a header, or `default`."""
+        ...
+
+
+@dataclass(slots=True)
+class Request:
+    """A request whose body has arrived and is inflated."""
+
+    body: bytes
+    headers: Headers
+    params: dict[str, str]
+    """Values of the `{name}` parts of the route."""
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer; `body` is what is sent."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: list[tuple[str, str]] = field(default_factory=list)
+
+
+Handler = Callable[["Service", Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path with `{name}` parts, and what the OpenAPI page says of them."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    summary: str
+    request: type | None = None
+    """Type of the JSON body, None where there is none."""
+    response: type | None = None
+    """Type of the JSON answer, None where it is empty or text."""
+    errors: tuple[type[RequestError], ...] = ()
+    """What the handler can raise, besides what every route can."""
+
+
+def json_response(message: msgspec.Struct, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """Return a message as JSON."""
+    return Response(_encoder.encode(message), headers=[JSON, *headers])
+
+
+class Router:
+    """Finds the route of a path by its parts, so the cost does not grow with the number of routes."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self._root: dict[str, Any] = {}
+        for route in routes:
+            node = self._root
+            for part in _parts(route.path):
+                node = node.setdefault("{}" if part.startswith("{") else part, {})
+            node.setdefault("", {})[route.method] = route
+
+    def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+        """Return the route and its parameters; raises `UnknownError` or `MethodError`."""
+        node = self._root
+        values: list[str] = []
+        for part in _parts(path):
+            child = node.get(part) if part else None
+            if child is None:
+                child = node.get("{}") if part else None
+                values.append(part)
+            if child is None:
+                raise UnknownError(f"no route {shorten(path)!r}; /openapi.json lists them")
+            node = child
+        methods: dict[str, Route] = node.get("", {})
+        if not methods:
+            raise UnknownError(f"no route {shorten(path)!r}; /openapi.json lists them")
+        route = methods.get(method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise MethodError(
+                f"{shorten(path)}: expected {allowed}, found {shorten(method, 20)}", allowed=methods
+            )
+        names = [part[1:-1] for part in _parts(route.path) if part.startswith("{")]
+        return route, dict(zip(names, values, strict=True))
+
+
+def _parts(path: str) -> list[str]:
+    return path.split("/")[1:]

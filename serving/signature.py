@@ -1,0 +1,205 @@
+"""What a release takes in: checks tensors, fills in what is absent, joins requests to a batch.
+
+N candidates: a candidate input has N rows; a context input has N rows, or one for all of them. A list
+input is a pair, padded `[N, L]` and `<name>.length` int64 `[N, 1]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from headwater.feature_store.schema import INT64_MIN
+from headwater.serving.errors import Misfit, RequestError
+from headwater.serving.manifest import Input
+from headwater.serving.tensors import MISSING, NUMPY, Array, flat, missing, ragged
+
+Arrays = dict[str, Array]
+
+LENGTH = ".length"
+_MISSING_INT = np.int64(INT64_MIN)
+
+
+class Signature:
+    """The inputs of a release; `tensors` has one entry a tensor of the graph, lengths among them."""
+
+    def __init__(self, inputs: Iterable[Input]) -> None:
+        self.inputs = {column.name: column for column in inputs}
+        self.tensors: dict[str, Input] = {}
+        for column in self.inputs.values():
+            self.tensors[column.name] = column
+            if column.is_list:
+                name = column.name + LENGTH
+                self.tensors[name] = Input(name=name, dtype="int64", role=column.role)
+
+    def check(self, name: str, array: Array) -> None:
+        """Raise `Misfit` unless `array` has the dtype and the shape of the tensor `name`."""
+        tensor = self.tensors[name]
+        dtype = NUMPY[tensor.dtype]
+        if array.dtype != dtype:
+            raise Misfit(expected=str(dtype), found=str(array.dtype), place=".dtype")
+        if array.ndim != 2 or not (tensor.is_list or array.shape[1] == 1):
+            shape = "[N, L]" if tensor.is_list else "[N, 1]"
+            raise Misfit(
+                expected=f"shape {shape} of {name!r}", found=f"{list(array.shape)}", place=".shape"
+            )
+
+    def num_rows(self, arrays: Mapping[str, Array]) -> int:
+        """Return N: the rows of the candidate inputs or, without any, of the context inputs."""
+        if not arrays:
+            raise RequestError("inputs: expected at least one input, found none")
+        rows = {
+            role: array.shape[0]
+            for name, array in arrays.items()
+            if (role := self.tensors[name].role) == "candidate" or array.shape[0] != 1
+        }
+        return rows.get("candidate", rows.get("context", 1))
+
+    def complete(self, arrays: Mapping[str, Array], num_rows: int) -> Arrays:
+        """Return a tensor for each input of the graph from checked `arrays`; what is absent is missing.
+
+        Raises `RequestError` where rows disagree or a length is not within its list.
+        """
+        # The graph broadcasts all context inputs or none.
+        context_rows = max(
+            (a.shape[0] for name, a in arrays.items() if self.tensors[name].role == "context"),
+            default=min(1, num_rows),
+        )
+        feeds: Arrays = {}
+        for name, tensor in self.tensors.items():
+            is_context = tensor.role == "context"
+            rows = context_rows if is_context else num_rows
+            array = arrays.get(name)
+            if array is None:
+                array = self._absent(name, tensor, arrays, rows)
+            elif is_context and array.shape[0] == 1:
+                array = np.repeat(array, rows, axis=0) if rows != 1 else array
+            elif array.shape[0] != num_rows:
+                raise RequestError(
+                    f"input {name!r}: expected {num_rows} rows{' or 1' if is_context else ''}, "
+                    f"found {array.shape[0]}"
+                )
+            feeds[name] = array
+        for column in self.inputs.values():
+            if column.is_list:
+                self._check_list(column.name, feeds)
+        return feeds
+
+    def _absent(self, name: str, tensor: Input, arrays: Mapping[str, Array], rows: int) -> Array:
+        if name in self.inputs:
+            if tensor.is_list and name + LENGTH in arrays:
+                raise RequestError(f"input {name!r}: expected beside {name + LENGTH!r}, found none")
+            return missing(tensor.dtype, rows)
+        # A list without lengths is as long as its tensor.
+        padded = arrays.get(name.removesuffix(LENGTH))
+        return np.full((rows, 1), 0 if padded is None else padded.shape[1], np.int64)
+
+    def _check_list(self, name: str, feeds: Arrays) -> None:
+        padded, lengths = feeds[name], feeds[name + LENGTH]
+        if padded.shape[0] != lengths.shape[0]:
+            raise RequestError(
+                f"input {name + LENGTH!r}: expected {padded.shape[0]} rows, as {name!r} has, found "
+                f"{lengths.shape[0]}"
+            )
+        if padded.shape[1] == 0:
+            feeds[name] = missing(self.inputs[name].dtype, padded.shape[0])
+        if lengths.size and not 0 <= lengths.min() <= lengths.max() <= padded.shape[1]:
+            raise RequestError(
+                f"input {name + LENGTH!r}: expected lengths from 0 to {padded.shape[1]}, the width "
+                f"of {name!r}, found {lengths.min()} to {lengths.max()}"
+            )
+
+    def shared(self, feeds: Arrays, num_rows: int) -> bool:
+        """Return whether a context input is given once for several candidates."""
+        return num_rows > 1 and any(array.shape[0] == 1 for array in feeds.values())
+
+    def width(self, feeds: Arrays) -> int:
+        """Return the width of the widest list, 1 without any."""
+        lists = (feeds[name].shape[1] for name, column in self.inputs.items() if column.is_list)
+        return max(lists, default=1)
+
+    def join(self, parts: Sequence[tuple[Arrays, int]]) -> tuple[Arrays, int]:
+        """Return several requests as one: rows in order, a context repeated for its own candidates."""
+        if len(parts) == 1:
+            return parts[0]
+        joined: Arrays = {}
+        for name, tensor in self.tensors.items():
+            arrays = [
+                feeds[name]
+                if feeds[name].shape[0] == rows
+                else np.repeat(feeds[name], rows, axis=0)
+                for feeds, rows in parts
+            ]
+            if tensor.is_list:
+                arrays = _same_width(arrays, tensor)
+            joined[name] = np.concatenate(arrays)
+        return joined, sum(rows for _, rows in parts)
+
+    def count_missing(self, feeds: Arrays) -> dict[str, int]:
+        """Return how many values of each input are missing (a list: is empty), where any is."""
+        counts: dict[str, int] = {}
+        for name, column in self.inputs.items():
+            array = feeds[name]
+            if column.is_list:
+                count = np.count_nonzero(feeds[name + LENGTH] == 0)
+            elif column.dtype == "double":
+                # NaN alone differs from itself.
+                count = np.count_nonzero(array != array)
+            elif column.dtype == "int64":
+                count = np.count_nonzero(array == _MISSING_INT)
+            else:
+                count = np.count_nonzero(array == "")
+            if count:
+                counts[name] = int(count)
+        return counts
+
+
+def _same_width(arrays: list[Array], tensor: Input) -> list[Array]:
+    width = max(array.shape[1] for array in arrays)
+    fill = MISSING[tensor.dtype]
+    return [
+        array
+        if array.shape[1] == width
+        else np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+        for array in arrays
+    ]
+
+
+def columns_to_arrays(
+    inputs: Iterable[Input], columns: Mapping[str, Sequence[object] | Array]
+) -> Arrays:
+    """Return the tensors of raw columns, one value a row: what `headwater score` and golden rows use.
+
+    A column is a list (None where missing; a list a row for a list input) or an array `[N]`; integer
+    arrays of any width and bool become int64, float32 becomes double. Columns that are no input are
+    ignored. Raises `RequestError` with column and row.
+    """
+    arrays: Arrays = {}
+    for column in inputs:
+        values = columns.get(column.name)
+        if values is None:
+            continue
+        try:
+            if column.is_list:
+                arrays[column.name], arrays[column.name + LENGTH] = ragged(
+                    list(values), column.dtype
+                )
+            else:
+                arrays[column.name] = _one_column(column, values).reshape(-1, 1)
+        except Misfit as fault:
+            raise fault.at(f"column {column.name!r}", f", row {fault.place}") from None
+    return arrays
+
+
+def _one_column(column: Input, values: Sequence[object] | Array) -> Array:
+    if not isinstance(values, np.ndarray):
+        return flat(values, column.dtype)
+    dtype = NUMPY[column.dtype]
+    if column.dtype == "string" or values.dtype == object:
+        return flat(values.tolist(), column.dtype)
+    if values.dtype == dtype:
+        return values
+    if np.can_cast(values.dtype, dtype, "safe"):
+        return values.astype(dtype)
+    raise Misfit(expected=f"{column.dtype} values", found=f"dtype {values.dtype}")
