@@ -24,7 +24,7 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A set of embedding tables that a model asks for: a vector a feature, as a tensor (B, F, dim)."""
+    """A set of embedding tables that a model asks for: a vector a feature, as (B, F, dim)."""
 
     dim: int
     columns: tuple[str, ...] | None = None
@@ -32,7 +32,7 @@ class Slot:
 
 
 class CTRModel(nn.Module):
-    """Base of click models. A subclass sets `config_class`, builds its layers, and writes `forward`.
+    """Base of click models: a subclass sets `config_class`, builds layers, and writes `forward`.
 
     It never sees a column name, an optimiser or a device: `models/embeddings.py` turns a batch into
     the tensors that `slots` names, and `forward` takes them as keyword arguments of the same names.
@@ -48,7 +48,7 @@ class CTRModel(nn.Module):
 
     @classmethod
     def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
-        """Return the embeddings that `forward` wants, by argument name; one main table by default."""
+        """Return the embeddings that `forward` wants, by argument name; by default one main slot."""
         return {"emb_BFD": Slot(config.embedding_dim)}
 
     forward: Callable[..., Tensor]

@@ -56,9 +56,13 @@ class DenseTables(nn.Module):
 class MergedTable(nn.Module):
     """The tables of one slot, stacked into one parameter.
 
-    Code 0 of every table looks up row 0 of the first one, the only row that padding_idx names. So no
-    table's row 0 ever gets a value or a gradient, and no mask over (B, F, D) is needed.
+    Code 0 of every table looks up row 0 of the first one, the only row that padding_idx names. So
+    no table's row 0 ever gets a value or a gradient, and no mask over (B, F, D) is needed.
     """
+
+    places_V: Tensor
+    shifts_V: Tensor
+    bags_F: Tensor
 
     def __init__(self, layout: SlotLayout, *, width: int, seed: int) -> None:
         super().__init__()

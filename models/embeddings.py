@@ -29,8 +29,8 @@ Mode = Literal["fused", "dense"]
 class Embeddings(nn.Module):
     """The embeddings of every slot: tables for codes, one learned vector for each dense column.
 
-    A list is one feature: the sum, or the mean over codes that are not padding. Code 0 gives zero and
-    learns nothing. A dense column gives its value times its vector, so that zero gives zero.
+    A list is one feature: the sum, or the mean over codes that are not padding. Code 0 gives
+    zero and learns nothing. A dense column gives its value times its vector: zero gives zero.
 
     `dense` holds one plain parameter a slot; `fused` needs `models.sharding.place` before its first
     use. Both start from the same values for the same seed.
@@ -89,10 +89,14 @@ class Embeddings(nn.Module):
             embeddings[layout.name] = torch.cat(parts, 1)
         return embeddings
 
-    def tables(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return copies of all tables by slot and column: float32 (cardinality, D), whole on rank 0.
+    def table_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that hold tables; fused ones change once they are placed."""
+        return [] if self.store is None else list(self.store.parameters())
 
-        Every rank must call it; on ranks other than 0 the inner dicts are empty.
+    def tables(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return copies of all tables by slot and column: float32 (cardinality, D).
+
+        Every rank must call it; rank 0 gets the whole tables, others empty inner dicts.
         """
         found: dict[str, dict[str, np.ndarray]] = {layout.name: {} for layout in self.layouts}
         for layout in self.layouts:
@@ -134,7 +138,7 @@ class Embeddings(nn.Module):
 
 
 def _first_vectors(seed: int, layout: SlotLayout) -> nn.Parameter:
-    """Return (K, D): xavier-normal, as of one linear map without bias from 1 to D for each column."""
+    """Return (K, D): xavier-normal, as of a linear map from 1 to D for each column."""
     vectors_KD = torch.empty(len(layout.dense), layout.dim)
     if not vectors_KD.is_meta:
         generator = torch.Generator().manual_seed(derive_seed(seed, layout.name))

@@ -3,8 +3,8 @@
 A step costs time in the number of distinct codes of the batch, whatever the size of the tables.
 `models/sharding.py` replaces the collection here, made on the meta device, by its sharded form.
 
-B examples, W code slots of a batch, T tables of all slots, V codes that they read, F tables of a slot,
-D dimension.
+B examples, W code slots of a batch, T tables of all slots, V codes that they read, F tables of a
+slot, D dimension.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import accumulate
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec import (
     EmbeddingBagCollection,
     EmbeddingBagConfig,
@@ -98,7 +98,7 @@ class FusedTables(nn.Module):
 
     def parameter(self, slot: str, column: str) -> nn.Parameter:
         """Return a table's parameter before sharding, on the meta device."""
-        return self.bags.embedding_bags[table_name(slot, column)].weight
+        return self.bags.get_parameter(f"embedding_bags.{table_name(slot, column)}.weight")
 
     def write(self, slot: str, column: str, table_ND: Tensor) -> None:
         """Overwrite one table, (cardinality, D): this rank's shards of it."""

@@ -20,7 +20,7 @@ def linear(width_in: int, width_out: int) -> nn.Linear:
 
 
 class MLP(nn.Sequential):
-    """Linear, [batch norm], ReLU, [dropout] for each width; no output layer. (B, width_in) -> (B, H)."""
+    """Linear, [batch norm], ReLU, [dropout] for each width: (B, width_in) -> (B, H); no output."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class MLP(nn.Sequential):
 
 
 class FeatureGate(nn.Module):
-    """Multipliers in (0, 2) for every coordinate of the embeddings, computed from context embeddings.
+    """Multipliers in (0, 2) for every coordinate of the embeddings, set by context embeddings.
 
-    Without context columns the context is one free vector that starts at zero. Its hidden layer then
-    starts at exactly zero, where ReLU passes no gradient, so that only the output bias ever learns:
-    the gate is a static vector. `docs/models.md` says so to users; a test holds it.
+    Without context columns the context is one free vector that starts at zero. Its hidden layer is
+    then exactly zero, where ReLU passes no gradient, so that only the output bias ever learns: the
+    gate is a static vector. `docs/models.md` says so to users; a test holds it.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FeatureGate(nn.Module):
 class BilinearFusion(nn.Module):
     """Logit of two vectors: a linear form of each, and a bilinear form in each of K subspaces.
 
-    z = <w1, x> + b1 + <w2, y> + b2 + sum over heads h of x_h^T W_h y_h, with x and y cut into K chunks.
+    z = <w1, x> + b1 + <w2, y> + b2 + sum over heads h of x_h^T W_h y_h, x and y cut into K chunks.
     """
 
     def __init__(self, width_1: int, width_2: int, num_heads: int) -> None:

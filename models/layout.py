@@ -18,7 +18,7 @@ from headwater.models.base import Slot
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """One slot: its tables, the places of their codes, its dense columns, and the order of features."""
+    """One slot: its tables and dense columns, where they lie in a batch, the order of features."""
 
     name: str
     dim: int
@@ -78,7 +78,7 @@ def _runs(columns: list[EncodedColumn]) -> tuple[tuple[bool, int, int], ...]:
 
 
 def mean_members(layout: SlotLayout, width: int) -> Tensor | None:
-    """Return (W, F) with 1 where a code slot belongs to a mean-pooled list; None without such a list.
+    """Return (W, F), 1 where a code slot belongs to a mean-pooled list; None where no list does.
 
     The number of codes that are not padding is then one product: `(codes_BW != 0) @ members_WF`.
     """

@@ -19,7 +19,7 @@ MODELS = {
 
 
 def load_model(name: str) -> type[Any]:
-    """Return the class of a registered name or of `package.module:Class`; JobError names what is wrong."""
+    """Return the class of a registered name or of `package.module:Class`; else JobError."""
     target = MODELS.get(name, name)
     module, _, attribute = target.partition(":")
     if not attribute:

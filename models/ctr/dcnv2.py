@@ -1,9 +1,9 @@
 """DCN-V2 (Wang et al., WWW 2021, arXiv 2008.13535): cross network with full matrices, and an MLP.
 
-Each cross layer multiplies the input with a linear map of the previous layer, so l layers give crosses
-up to order l + 1. `parallel` (the default, and what the published benchmark runs) concatenates the
-outputs of cross network and MLP; `stacked` feeds the first to the second. Low-rank and mixture-of-experts
-crosses of the paper are not here.
+Each cross layer multiplies the input with a linear map of the previous layer, so l layers give
+crosses up to order l + 1. `parallel` (the default, and what the BARS benchmark runs) concatenates
+the outputs of cross network and MLP; `stacked` feeds the first to the second. The paper's low-rank
+and mixture-of-experts crosses are not here.
 
 B examples, F features, D embedding dimension.
 """
@@ -25,11 +25,11 @@ class DCNv2Config(ModelConfig):
 
     structure: Literal["parallel", "stacked"] = "parallel"
     """`parallel`: cross network beside the MLP; `stacked`: the MLP on top of the cross network."""
-    num_cross_layers: int = Field(3, gt=0)
+    num_cross_layers: int = Field(default=3, gt=0)
     """Layers of the cross network."""
     hidden: tuple[PositiveInt, ...] = (400, 400, 400)
     """Widths of the hidden layers of the deep part."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each hidden layer."""
     batch_norm: bool = False
     """Batch normalisation before each ReLU."""
@@ -45,9 +45,7 @@ class DCNv2(CTRModel):
         width = num_features * config.embedding_dim
         self.stacked = config.structure == "stacked"
         self.cross = CrossNetV2(width, config.num_cross_layers)
-        self.mlp = MLP(
-            width, config.hidden, dropout=config.dropout, batch_norm=config.batch_norm
-        )
+        self.mlp = MLP(width, config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
         self.out = linear(self.mlp.width_out + (0 if self.stacked else width), 1)
 
     def forward(self, emb_BFD: Tensor) -> Tensor:

@@ -21,28 +21,28 @@ from headwater.models.layers import MLP, BilinearFusion, FeatureGate
 class FinalMLPConfig(ModelConfig):
     """Settings of FinalMLP."""
 
-    hidden_1: tuple[PositiveInt, ...] = Field((400, 400), min_length=1)
+    hidden_1: tuple[PositiveInt, ...] = Field(default=(400, 400), min_length=1)
     """Widths of stream 1."""
-    hidden_2: tuple[PositiveInt, ...] = Field((400,), min_length=1)
+    hidden_2: tuple[PositiveInt, ...] = Field(default=(400,), min_length=1)
     """Widths of stream 2."""
-    dropout_1: float = Field(0.2, ge=0, lt=1)
+    dropout_1: float = Field(default=0.2, ge=0, lt=1)
     """Dropout after each hidden layer of stream 1."""
-    dropout_2: float = Field(0.2, ge=0, lt=1)
+    dropout_2: float = Field(default=0.2, ge=0, lt=1)
     """Dropout after each hidden layer of stream 2."""
     batch_norm_1: bool = True
     """Batch normalisation before each ReLU of stream 1."""
     batch_norm_2: bool = True
     """Batch normalisation before each ReLU of stream 2."""
-    num_heads: int = Field(10, gt=0)
+    num_heads: int = Field(default=10, gt=0)
     """Heads of the bilinear fusion; must divide the last width of both streams."""
     use_gates: bool = True
     """Gate the embeddings of each stream."""
     gate_hidden: tuple[PositiveInt, ...] = (400,)
     """Widths of the hidden layers of each gate."""
     gate_1_context: tuple[str, ...] = ()
-    """Encoded columns that set the gate of stream 1, as the user; without any the gate is static."""
+    """Encoded columns that set the gate of stream 1, as the user; without any it is static."""
     gate_2_context: tuple[str, ...] = ()
-    """Encoded columns that set the gate of stream 2, as the item; without any the gate is static."""
+    """Encoded columns that set the gate of stream 2, as the item; without any it is static."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> FinalMLPConfig:
@@ -90,9 +90,7 @@ class FinalMLP(CTRModel):
         self.mlp_2 = MLP(
             width, config.hidden_2, dropout=config.dropout_2, batch_norm=config.batch_norm_2
         )
-        self.fusion = BilinearFusion(
-            self.mlp_1.width_out, self.mlp_2.width_out, config.num_heads
-        )
+        self.fusion = BilinearFusion(self.mlp_1.width_out, self.mlp_2.width_out, config.num_heads)
 
     @classmethod
     def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
@@ -111,7 +109,7 @@ class FinalMLP(CTRModel):
         gate_1_BCD: Tensor | None = None,
         gate_2_BCD: Tensor | None = None,
     ) -> Tensor:
-        """Return the click logit, shape (B,); a gate's context is absent where it has no columns."""
+        """Return the click logit, shape (B,); a gate without columns gets no context."""
         in_1_BFD = in_2_BFD = emb_BFD
         if self.config.use_gates:
             in_1_BFD = emb_BFD * self.gate_1(gate_1_BCD)
@@ -126,7 +124,7 @@ class FinalMLP(CTRModel):
     ) -> tuple[Tensor, Tensor]:
         """Return the gate values of both streams, each (B, F, D) in (0, 2); needs `use_gates`.
 
-        The arguments are those of `forward`. The mean over B and D is a field's weight in the report.
+        The arguments are those of `forward`. The mean over B and D is a field's weight.
         """
         assert self.config.use_gates, "this FinalMLP has no gates"
         return (

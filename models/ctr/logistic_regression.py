@@ -1,6 +1,7 @@
 """Logistic regression (McMahan et al., KDD 2013, "Ad Click Prediction"): the baseline of baselines.
 
-One learned weight a value of a feature; the logit is their sum and a bias. No feature meets another.
+One learned weight a value of a feature; the logit is their sum and a bias.
+No feature meets another.
 
 B examples, F features.
 """
@@ -8,9 +9,9 @@ B examples, F features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from headwater.models.base import CTRModel, ModelConfig, Slot
@@ -19,7 +20,7 @@ from headwater.models.base import CTRModel, ModelConfig, Slot
 class LogisticRegressionConfig(ModelConfig):
     """Settings of logistic regression."""
 
-    embedding_dim: Literal[1] = 1
+    embedding_dim: int = Field(default=1, ge=1, le=1)
     """A feature has one weight; no other value is accepted."""
 
 
@@ -33,7 +34,7 @@ class LogisticRegression(CTRModel):
         self.bias = nn.Parameter(torch.zeros(()))
 
     @classmethod
-    def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
+    def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:  # noqa: ARG003
         """Return the slot of first-order weights."""
         return {"first_BF1": Slot(1)}
 

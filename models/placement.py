@@ -1,0 +1,169 @@
+"""A network on its devices with its optimisers: one step, one checkpoint, whatever the table mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+
+from headwater.feature_store.errors import RunError
+from headwater.models.network import CTRNetwork
+
+
+class Placement:
+    """What `models.sharding.place` gives.
+
+    `module(batch)` is the logit and is what to train; `network` holds the same weights unwrapped.
+    """
+
+    def __init__(
+        self,
+        network: CTRNetwork,
+        module: nn.Module,
+        *,
+        adam: torch.optim.Adam | None,
+        fused: Any | None,
+        lr: Mapping[str, float],
+        penalties: list[tuple[float, nn.Parameter]],
+    ) -> None:
+        self.network = network
+        self.module = module
+        self.optimizers: list[Any] = [each for each in (adam, fused) if each is not None]
+        self.lr = dict(lr)
+        """Learning rates now: `sparse` of tables, `dense` of all other weights."""
+        self._adam = adam
+        self._fused = fused
+        self._penalties = penalties
+        self._groups: list[tuple[dict[str, Any], str, float]] = []
+        for group in [] if adam is None else adam.param_groups:
+            self._groups.append((group, group["kind"], 1.0))
+        for group in [] if fused is None else fused.param_groups:
+            # fbgemm gives the rate back in float32: the ratio is 1, or 1/2 for first-order weights.
+            self._groups.append((group, "sparse", round(group["lr"] / lr["sparse"], 4)))
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of the last step."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Update every weight but fused tables, which the backward pass has updated."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def clip_grad(self, norm: float) -> Tensor:
+        """Scale gradients to a global norm of at most `norm`, and return the norm they had.
+
+        Fused tables have no gradient by then; they are left out.
+        """
+        grads: list[Tensor] = [
+            weight.grad
+            for group in ([] if self._adam is None else self._adam.param_groups)
+            for weight in group["params"]
+            if weight.grad is not None
+        ]
+        total = torch.nn.utils.get_total_norm(grads)
+        if total > norm:  # else spare a pass over whole tables, as most steps can
+            for grad in grads:
+                grad.mul_(norm / (total + 1e-6))
+        return total
+
+    def penalty(self) -> Tensor:
+        """Return the sum of (l2 / 2) * ||W||^2, a scalar to add to the loss.
+
+        It runs over whole tables in `dense` mode, those of gate contexts and the vectors of dense
+        columns too. In `fused` mode it leaves tables out: fbgemm decays the rows of the batch.
+        """
+        terms: list[Tensor] = [_HalfSquare.apply(weight, l2) for l2, weight in self._penalties]
+        if not terms:
+            return torch.zeros((), device=next(self.network.model.parameters()).device)
+        return torch.stack(terms).sum()
+
+    def lr_scale(self, factor: float, floor: float) -> None:
+        """Multiply both learning rates by `factor`, but not below `floor`."""
+        self._set_lr({kind: max(lr * factor, floor) for kind, lr in self.lr.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimiser state and learning rates: nested dicts of live tensors.
+
+        In one process they are plain tensors, for `torch.save`. On more ranks tables are
+        ShardedTensors, for torch.distributed.checkpoint, which loads into this very dict.
+        """
+        state: dict[str, Any] = {"model": _plain(self.network.state_dict()), "lr": dict(self.lr)}
+        if self._fused is not None:
+            state["fused"] = _plain(self._fused.state_dict()["state"])
+        if self._adam is not None:
+            state["adam"] = {
+                name: self._adam.state[weight]
+                for name, weight in self.network.named_parameters()
+                if weight in self._adam.state
+            }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, bit by bit; RunError where it does not fit."""
+        live = self.state_dict()
+        with torch.no_grad():
+            for part in live.keys() - {"lr"}:
+                _copy(live[part], state.get(part, {}), part)
+        self._set_lr({kind: float(lr) for kind, lr in state["lr"].items()})
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Restore the weights alone, from the `model` part of `state_dict`; optimisers stay."""
+        with torch.no_grad():
+            _copy(_plain(self.network.state_dict()), weights, "model")
+
+    def _set_lr(self, lr: dict[str, float]) -> None:
+        self.lr = lr
+        for group, kind, scale in self._groups:
+            group["lr"] = lr[kind] * scale
+        if self._fused is not None:
+            self._fused.step()  # hands the rates to fbgemm; tables themselves change in backward
+
+
+def _plain(value: Any) -> Any:
+    """Return nested dicts with the plain tensor for each ShardedTensor that is whole on this rank."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, ShardedTensor) and dist.get_world_size() == 1:
+        return value.local_shards()[0].tensor.detach()
+    return value
+
+
+def _copy(live: Any, saved: Any, path: str) -> None:
+    """Copy saved tensors over live ones, in nested dicts of the same keys."""
+    remedy = "It was made for another model, table mode or schema."
+    if isinstance(live, Mapping):
+        if not isinstance(saved, Mapping) or live.keys() != saved.keys():
+            found = sorted(map(str, saved)) if isinstance(saved, Mapping) else type(saved).__name__
+            wanted = sorted(map(str, live))
+            raise RunError(f"checkpoint, {path}: found {found}, expected {wanted}. {remedy}")
+        for key, value in live.items():
+            _copy(value, saved[key], f"{path}.{key}")
+    elif isinstance(live, ShardedTensor):
+        for mine, other in zip(live.local_shards(), saved.local_shards(), strict=True):
+            mine.tensor.detach().copy_(other.tensor)
+    elif live.shape != saved.shape:
+        found, wanted = tuple(saved.shape), tuple(live.shape)
+        raise RunError(f"checkpoint, {path}: found shape {found}, expected {wanted}. {remedy}")
+    else:
+        live.detach().copy_(saved)
+
+
+class _HalfSquare(torch.autograd.Function):
+    """(l2 / 2) * ||W||^2 with a gradient of l2 * W: one temporary of W's size, not three."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, l2: float) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.l2 = l2
+        return torch.linalg.vector_norm(weight).square() * (l2 / 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return weight * (grad_outputs[0] * ctx.l2), None
