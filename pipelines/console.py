@@ -53,21 +53,35 @@ class Progress:
     """Progress of one piece of work, as a context manager: `bar.advance(k)` counts `k` units.
 
     A tqdm bar on a terminal; otherwise a line every `LINE_EVERY_S` seconds and one at the end.
+    Without `closing` the end leaves nothing, for work whose result is told otherwise; `shown` is False
+    on ranks that should be silent.
     """
 
-    def __init__(self, description: str, *, total: int | None = None, unit: str = "steps") -> None:
+    def __init__(
+        self,
+        description: str,
+        *,
+        total: int | None = None,
+        unit: str = "steps",
+        closing: bool = True,
+        shown: bool = True,
+    ) -> None:
         self._description = description
+        self._closing = closing and shown
+        self._shown = shown
         self._total = total
         self._unit = unit
         self._done = 0
         self._fields: dict[str, float] = {}
         self._start_s = self._line_s = time.monotonic()
         self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             # Late: tqdm comes with the train extra, and no command of another extra needs it.
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=description, unit=f" {unit}", unit_scale=True)
+            self._bar = tqdm(
+                total=total, desc=description, unit=f" {unit}", unit_scale=True, leave=closing
+            )
 
     def advance(self, count: int = 1, **fields: float) -> None:
         """Count `count` more units as done; `fields` (as `loss=0.31`) are shown beside them."""
@@ -77,7 +91,7 @@ class Progress:
             if fields:
                 self._bar.set_postfix(self._fields, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._line_s >= LINE_EVERY_S:
+        elif self._shown and time.monotonic() - self._line_s >= LINE_EVERY_S:
             self._line_s = time.monotonic()
             note(self.line())
 
@@ -103,7 +117,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif error is None:
+        elif error is None and self._closing:
             note(self.line())
 
 
