@@ -22,6 +22,7 @@ FBGEMM_OF_TORCH = {"2.13": "1.8", "2.14": "1.9"}
 """Minor of fbgemm that is built for a minor of torch; with another it does not load."""
 LOCKED_TORCH = "2.13"
 LOCKED_FBGEMM = "1.8.0"
+LOCKED_TORCHREC = "1.8.0"
 
 _PROBE = """
 import json
@@ -85,8 +86,8 @@ def diagnose(versions: Versions) -> Diagnosis:
     found = Diagnosis()
     if versions.torch is None and versions.torchrec is None:
         found.notes.append(
-            "torch and torchrec are not installed: serving and scoring work, training does not. "
-            "Training needs the train extra: make venv, in a checkout."
+            "torch and torchrec are not installed: serving works, training does not. "
+            "It needs the train extra: make venv, in a checkout."
         )
         return found
     if versions.torch is None:
@@ -94,6 +95,9 @@ def diagnose(versions: Versions) -> Diagnosis:
             Problem("torchrec is installed without torch", (_pip(f"torch=={LOCKED_TORCH}.0"),))
         )
         return found
+    if versions.torchrec is None:
+        install = _pip(f"torchrec=={LOCKED_TORCHREC}", deps=False)
+        found.problems.append(Problem("torch is installed without torchrec", (install,)))
     found.problems.extend(_fbgemm_problems(versions))
     if versions.import_error and not found.problems:
         found.problems.append(

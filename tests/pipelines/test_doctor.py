@@ -91,6 +91,12 @@ def test_versions_that_fit_have_no_problem(versions: Versions) -> None:
             id="torchrec without torch",
         ),
         pytest.param(
+            replace(CPU, torchrec=None, import_error="No module named 'torchrec'"),
+            "without torchrec",
+            ("python -m pip install --no-deps torchrec==1.8.0",),
+            id="torch without torchrec",
+        ),
+        pytest.param(
             replace(CPU, import_error="ImportError: numpy"),
             "ImportError: numpy",
             ("make clean venv",),
