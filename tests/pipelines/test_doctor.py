@@ -132,6 +132,7 @@ def test_cpu_flags_are_read_from_the_kernel(tmp_path: Path) -> None:
     assert bf16_flags(tmp_path / "absent") == ()
 
 
+@pytest.mark.timeout(120)  # a cold import of torch and torchrec
 def test_this_environment_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["doctor", "--json"])
     result = json.loads(capsys.readouterr().out)
