@@ -108,8 +108,12 @@ def _environment_text(error: Exception) -> str | None:
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             extras = _extras_of(cause.name.partition(".")[0])
             if extras:
-                commands = " or ".join(f"pip install 'headwater[{extra}]'" for extra in extras)
-                return f"the package '{cause.name}' is not installed. Remedy: {commands}."
+                # Not `pip install`: for the train extra it brings the CUDA build of fbgemm everywhere.
+                named = " or ".join(f"headwater[{extra}]" for extra in extras)
+                return (
+                    f"the package '{cause.name}' is not installed. Remedy: install the extra "
+                    f"{named}; in a checkout `make venv` installs all."
+                )
         text = str(cause)
         if any(part in text for part in _FULL_DISK_TEXT) or (
             isinstance(cause, OSError) and cause.errno in _ENVIRONMENT_ERRORS
