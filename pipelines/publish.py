@@ -31,6 +31,7 @@ def publish(target: Path) -> Generator[Path]:
     may not be written.
     """
     with output_errors(target):
+        made = [each for each in target.parents if not each.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         clean(target.parent)
         folder = target.parent / f"{PREFIX}{target.name}-{secrets.token_hex(4)}"
@@ -46,6 +47,10 @@ def publish(target: Path) -> Generator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             _lock_path(folder).unlink(missing_ok=True)
             os.close(lock)
+            if not target.exists():
+                for parent in made:
+                    with suppress(OSError):
+                        parent.rmdir()
 
 
 @contextmanager

@@ -71,7 +71,8 @@ def fingerprint(file: SourceFile) -> dict[str, Any]:
     info: dict[str, Any] = file.fs.info(file.location)
     known: dict[str, Any] = {"path": file.path, "size": info["size"]}
     if info["size"] is not None and info["size"] <= HASHED_BYTES:
-        known["sha256"] = hashlib.sha256(file.fs.cat_file(file.location)).hexdigest()
+        content: Any = file.fs.cat_file(file.location)
+        known["sha256"] = hashlib.sha256(content).hexdigest()
     elif isinstance(file.fs, LocalFileSystem):
         known["mtime_ns"] = Path(file.location).stat().st_mtime_ns
     else:

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError, JobError
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
+from headwater.pipelines.prepared import SPLITS, SplitName
 from headwater.pipelines.rows import ROW
 
-SPLITS = ("train", "valid", "test")
+Conditions = Mapping[SplitName, pl.Expr]
+
 BINS = 1 << 20
 
 SPLIT_KEY = "__split_key"
@@ -45,7 +47,7 @@ def columns(split: Split | None) -> dict[str, str]:
             return {}
 
 
-def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Mapping[str, pl.Expr]:
+def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
     """Return the condition of each split over staged rows (ROW, SPLIT_KEY and SPLIT_USER as needed).
 
     Time takes two to four passes over one column and no memory that grows with rows; leave-one-out one pass
@@ -79,7 +81,7 @@ def uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _by_ratio(split: RatioSplit) -> Mapping[str, pl.Expr]:
+def _by_ratio(split: RatioSplit) -> Conditions:
     def share(rows: pl.Series) -> pl.Series:
         return pl.Series(rows.name, uniform(rows.to_numpy(), split.seed))
 
@@ -88,7 +90,7 @@ def _by_ratio(split: RatioSplit) -> Mapping[str, pl.Expr]:
     return {"train": key >= valid, "valid": (key >= test) & (key < valid), "test": key < test}
 
 
-def _by_time(split: TimeSplit, fragments: Sequence[pl.LazyFrame]) -> Mapping[str, pl.Expr]:
+def _by_time(split: TimeSplit, fragments: Sequence[pl.LazyFrame]) -> Conditions:
     def keys() -> Iterator[NDArray[Any]]:
         for fragment in fragments:
             yield fragment.select(SPLIT_KEY).collect().to_series().to_numpy()
@@ -159,7 +161,7 @@ def _value(ordered: int, dtype: np.dtype[Any]) -> Any:
     return float(np.array(bits, np.uint64).view(np.float64))
 
 
-def _leave_one_out(fragments: Sequence[pl.LazyFrame]) -> Mapping[str, pl.Expr]:
+def _leave_one_out(fragments: Sequence[pl.LazyFrame]) -> Conditions:
     newest = pl.DataFrame()
     for fragment in fragments:
         rows = fragment.select(SPLIT_USER, SPLIT_KEY, ROW).collect()
