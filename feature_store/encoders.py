@@ -184,6 +184,9 @@ class Standardized(Column):
                 f"deviation {deviation:g} cannot be scaled within float64; rescale the column "
                 f"in [data]."
             )
+        # Far below the resolution of the float32 result.
+        scale = 1.0 if abs(scale - 1.0) < fs.Affine.NEAR_ONE else scale
+        offset = 0.0 if abs(offset) < fs.Affine.NEAR_ZERO else offset
         return (fs.Affine(scale=scale, offset=offset), fs.Missing()), 0
 
 

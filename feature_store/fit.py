@@ -181,7 +181,7 @@ def _check_column(encoder: Column, raw: fs.RawColumn) -> None:
         )
     if raw.is_list and encoder.is_dense:
         raise FeatureError(
-            f"{where} gives one number an example, found a list. Derive its mean, its last entry or "
+            f"{where} gives one number an example, found a list. Derive its mean, last entry or "
             f"its length in [data], or use an encoder that gives codes."
         )
     if raw.is_list and encoder.length is None:

@@ -240,9 +240,13 @@ def _at_least(graph: EncoderGraph, number: Tensor, edge: Tensor) -> Tensor:
 def _affine(graph: EncoderGraph, value: Tensor, step: fs.Affine) -> Tensor:
     double = TensorProto.DOUBLE
     number = graph.cast(value, double)
-    scaled = graph.add("Mul", number, graph.constant(step.scale, double), element=double)
-    shifted = graph.add("Add", scaled, graph.constant(step.offset, double), element=double)
-    return graph.cast(shifted, TensorProto.FLOAT)
+    if step.scale != 1:
+        assert abs(step.scale - 1) >= step.NEAR_ONE, "onnxruntime would drop the factor"
+        number = graph.add("Mul", number, graph.constant(step.scale, double), element=double)
+    if step.offset != 0:
+        assert abs(step.offset) >= step.NEAR_ZERO, "onnxruntime would drop the term"
+        number = graph.add("Add", number, graph.constant(step.offset, double), element=double)
+    return graph.cast(number, TensorProto.FLOAT)
 
 
 def _hash(graph: EncoderGraph, value: Tensor, step: fs.Hash) -> Tensor:

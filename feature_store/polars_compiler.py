@@ -128,7 +128,9 @@ def _edges(value: pl.Expr, step: fs.Edges) -> pl.Expr:
 
 
 def _affine(value: pl.Expr, step: fs.Affine) -> pl.Expr:
-    return (value.cast(pl.Float64) * step.scale + step.offset).cast(pl.Float32)
+    number = value.cast(pl.Float64)
+    scaled = number if step.scale == 1 else number * step.scale
+    return (scaled if step.offset == 0 else scaled + step.offset).cast(pl.Float32)
 
 
 def _hash(value: pl.Expr, step: fs.Hash) -> pl.Expr:

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -55,7 +55,15 @@ class Edges(msgspec.Struct, frozen=True, tag="edges"):
 
 
 class Affine(msgspec.Struct, frozen=True, tag="affine"):
-    """double or int64 to float32: `x * scale + offset`, computed in float64, then rounded once."""
+    """double or int64 to float32: `x * scale + offset`, computed in float64, then rounded once.
+
+    A scale of 1 and an offset of 0 are not applied, so that both compilers keep the sign of zero. Other
+    scales are at least `NEAR_ONE` from 1 and other offsets at least `NEAR_ZERO` from 0: onnxruntime
+    removes a float64 Mul or Add whose constant becomes 1 or 0 in float32.
+    """
+
+    NEAR_ONE: ClassVar[float] = 1e-7
+    NEAR_ZERO: ClassVar[float] = 1e-44
 
     scale: float
     offset: float
