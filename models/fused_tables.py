@@ -16,17 +16,17 @@ from itertools import accumulate
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torchrec import (
+
+from headwater.feature_store.errors import JobError
+from headwater.feature_store.schema import EncodedColumn
+from headwater.models._torchrec import (
     EmbeddingBagCollection,
     EmbeddingBagConfig,
     KeyedJaggedTensor,
     KeyedTensor,
     PoolingType,
+    ShardedTensor,
 )
-
-from headwater.feature_store.errors import JobError
-from headwater.feature_store.schema import EncodedColumn
 from headwater.models.layout import SlotLayout, initial_table
 
 LANE = 4

@@ -7,7 +7,6 @@ Adam with an L2 penalty over whole tables, in one process.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -48,7 +47,9 @@ def place(
         _ensure_process_group(device)
         network.model.to(device)
         network.embeddings.numeric.to(device)
-        module = _shard(network, sparse_lr, sparse_l2, device)
+        from headwater.models.planning import shard  # TorchRec takes seconds
+
+        module = shard(network, sparse_lr, sparse_l2, device)
         fused = module.fused_optimizer
         tables = []
     elif dist.is_initialized() and dist.get_world_size() > 1:
@@ -85,83 +86,6 @@ def _ensure_process_group(device: torch.device) -> None:
     else:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-
-
-def _shard(network: CTRNetwork, sparse_lr: float, sparse_l2: float, device: torch.device) -> Any:
-    """Return the network in DistributedModelParallel, its tables sharded and given first values."""
-    from torch.distributed.optim import apply_optimizer_in_backward
-    from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.optim import RowWiseAdagrad
-
-    from headwater.models.fused_tables import FusedTables
-
-    store = network.embeddings.store
-    keys: list[str] = []
-    if isinstance(store, FusedTables):
-        keys = store.keys
-        for layout in store.layouts:
-            # Row-wise Adagrad divides by the root mean square over a row: the zeros that pad a row
-            # would lengthen each step by the root of their share.
-            scale = math.sqrt(layout.dim / store.padded[layout.name])
-            for column in layout.tables:
-                apply_optimizer_in_backward._apply_optimizer_in_backward(  # pyright: ignore[reportPrivateUsage]
-                    RowWiseAdagrad,
-                    [store.parameter(layout.name, column.name)],
-                    {"lr": sparse_lr * scale, "weight_decay": sparse_l2},
-                )
-    sharders = [_sharder()]
-    module = DistributedModelParallel(
-        network,
-        device=device,
-        plan=_plan(network, keys, sharders, device),
-        sharders=sharders,
-        init_data_parallel=dist.get_world_size() > 1,
-    )
-    if isinstance(store, FusedTables):
-        store.initialise()
-    return module
-
-
-def _sharder() -> Any:
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
-    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-
-    class Sharder(EmbeddingBagCollectionSharder):
-        """Offers row-wise on CPUs too: TorchRec's list leaves it out, but gloo can do it."""
-
-        def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
-            return ["table_wise", "row_wise"]
-
-    return Sharder(fused_params={"weight_decay_mode": WeightDecayMode.L2})
-
-
-def _plan(network: CTRNetwork, keys: list[str], sharders: list[Any], device: torch.device) -> Any:
-    """Return TorchRec's plan, equal on all ranks.
-
-    Column-wise is left out: it keeps row-wise Adagrad's state once a shard, so that a checkpoint
-    could not be loaded into another sharding.
-    """
-    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
-    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-    from torchrec.distributed.planner.types import KernelConfig, TopologyFactory, TrainerConfig
-
-    world_size = dist.get_world_size()
-    planner = EmbeddingShardingPlanner(
-        topology=TopologyFactory.create_topology(
-            TrainerConfig(
-                world_size=world_size,
-                local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-            ),
-            kernel_config=KernelConfig(compute_device=device.type),
-        ),
-        storage_reservation=FixedPercentageStorageReservation(0.15),
-        constraints={
-            key: ParameterConstraints(sharding_types=["table_wise", "row_wise"]) for key in keys
-        },
-    )
-    group = dist.GroupMember.WORLD
-    assert group is not None
-    return planner.collective_plan(network, sharders, group)
 
 
 def _start(adam: torch.optim.Adam) -> None:
