@@ -189,6 +189,8 @@ def _free_port(host: str, port: int) -> int:
 
     granian would share a port that another server listens at, and lose half of the requests to it.
     """
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port: expected 0 to 65535, found {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -197,7 +199,7 @@ def _free_port(host: str, port: int) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return probe.getsockname()[1]
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(
             f"--host {host} --port {port}: cannot listen there: {error}; choose another, or 0 for "
             "a free port"

@@ -49,12 +49,12 @@ class Signature:
         """Return N: the rows of the candidate inputs or, without any, of the context inputs."""
         if not arrays:
             raise RequestError("inputs: expected at least one input, found none")
-        rows = {
-            role: array.shape[0]
-            for name, array in arrays.items()
-            if (role := self.tensors[name].role) == "candidate" or array.shape[0] != 1
-        }
-        return rows.get("candidate", rows.get("context", 1))
+        rows = 1
+        for name, array in arrays.items():
+            if self.tensors[name].role == "candidate":
+                return array.shape[0]
+            rows = rows if array.shape[0] == 1 else array.shape[0]
+        return rows
 
     def complete(self, arrays: Mapping[str, Array], num_rows: int) -> Arrays:
         """Return a tensor for each input of the graph from checked `arrays`; what is absent is missing.

@@ -115,7 +115,7 @@ def ragged(rows: Sequence[object], dtype: Dtype) -> tuple[Array, Array]:
 
 
 def from_json(raw: msgspec.Raw, dtype: Dtype) -> Array:
-    """Return the numbers or strings of a JSON array, flat or nested once, as `[count]` of `dtype`.
+    """Return the numbers or strings of a JSON array, flat or nested, as `[count]` of `dtype`.
 
     The common case (no null, no wrong type) costs no Python object a number. Raises `Misfit`.
     """
@@ -169,12 +169,15 @@ def _numbers(buffer: memoryview, dtype: Dtype) -> Array:
 
 
 def _nested(document: Any) -> list[object]:
+    """Return the values of nested lists in row-major order, at any depth, as simdjson does."""
     if not isinstance(document, list):
         raise Misfit(expected="an array", found=shorten(repr(document), 60))
     values: list[object] = []
-    for entry in document:
+    waiting: list[Any] = document[::-1]
+    while waiting:
+        entry = waiting.pop()
         if isinstance(entry, list):
-            values.extend(entry)
+            waiting.extend(entry[::-1])
         else:
             values.append(entry)
     return values

@@ -1,0 +1,331 @@
+"""Routes, bounds, slow and vanishing clients, and the drain: over real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_spec_validator import validate
+
+RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}]}).encode()
+
+
+@pytest.fixture(scope="module")
+def strict(shop: Path, start_server: Callable[..., Any]) -> Any:
+    """A server with short time and small bounds."""
+    return start_server(shop, timeout_s=1.0, max_body_bytes=2000, max_queue_rows=20)
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[..., socket.socket]]:
+    """Give a function that opens a socket to a server and sends bytes."""
+    sockets: list[socket.socket] = []
+
+    def connect(server: Any, data: bytes = b"") -> socket.socket:
+        client = socket.create_connection((server.host, server.port), timeout=10)
+        sockets.append(client)
+        client.sendall(data)
+        return client
+
+    yield connect
+    for client in sockets:
+        client.close()
+
+
+def _post(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {size}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _read(client: socket.socket) -> tuple[int, bytes]:
+    """Return the status and the body of the answer on a socket."""
+    answer = http.client.HTTPResponse(client)
+    answer.begin()
+    body = answer.read()
+    answer.close()
+    return answer.status, body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/", 404, "no route '/'"),
+        ("GET", "/v2/", 404, "no route '/v2/'"),
+        ("GET", "/v2//health/live", 404, "no route"),
+        ("GET", "/v3", 404, "no route '/v3'; /openapi.json lists them"),
+        ("POST", "/v1/rankk", 404, "no route"),
+        ("GET", f"/{'x' * 5000}", 404, "no route '/xxx"),
+        ("GET", "/v2/models/nope", 404, "model: unknown model 'nope'; did you mean 'shop'?"),
+        ("GET", "/v2/models/Shop/ready", 404, "did you mean 'shop'?"),
+        ("GET", "/v2/models/..%2f..%2fetc/ready", 404, "no route"),
+        ("GET", "/v2/models/shop/versions/9", 404, "version 9 is not loaded; loaded: 3, 2"),
+        ("GET", "/v2/models/shop/versions/03", 404, "version: expected an integer, found '03'"),
+        ("GET", f"/v2/models/shop/versions/{'9' * 5000}", 404, "version: expected an integer"),
+        ("POST", "/v2/models/shop/versions/x/infer", 404, "version: expected an integer"),
+        ("GET", "/v1/rank", 405, "/v1/rank: expected POST, found GET"),
+        ("DELETE", "/v2/models/shop", 405, "expected GET, found DELETE"),
+        ("POST", "/v2/health/live", 405, "expected GET, found POST"),
+    ],
+)
+def test_unknown_route_model_or_method(
+    server: Any, method: str, path: str, status: int, message: str
+) -> None:
+    answer = server.request(method, path)
+    assert answer[0] == status
+    assert message in answer[1]["error"]
+    assert len(answer[1]["error"]) < 500
+
+
+def test_method_error_names_the_allowed_ones(server: Any) -> None:
+    connection = server.connect()
+    connection.request("PUT", "/v1/rank", b"{}")
+    answer = connection.getresponse()
+    answer.read()
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+def test_openapi_page_is_valid_and_lists_every_route(server: Any) -> None:
+    status, page = server.get("/openapi.json")
+    assert status == 200
+    validate(page)
+    assert page["openapi"].startswith("3.1")
+    assert {"/v1/rank", "/v2/models/{model}/versions/{version}/infer"} <= page["paths"].keys()
+    assert {"400", "413", "429", "504"} <= page["paths"]["/v1/rank"]["post"]["responses"].keys()
+
+
+def test_metrics_have_the_bound_names(server: Any) -> None:
+    assert server.post("/v1/rank", RANK)[0] == 200
+    text = server.get("/metrics")[1]
+    assert 'headwater_serving_request_seconds_count{code="200",route="/v1/rank"}' in text
+    assert 'headwater_serving_model_info{model="shop",version="3"} 1.0' in text
+    assert 'headwater_serving_model_version{model="shop"} 3.0' in text
+    assert 'headwater_serving_rows_total{model="shop"}' in text
+
+
+def test_unknown_paths_share_one_metric(server: Any) -> None:
+    server.get("/some/path")
+    text = server.get("/metrics")[1]
+    assert 'route="unknown"' in text
+    assert "/some/path" not in text
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n", 400),
+        (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", 400),
+        (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-encoding: \xff\r\n\r\n", 400),
+        (_post("/v2/models/shop/infer", b"{}", "inference-header-content-length: \xb2"), 400),
+        (b"GET /v2/models/%ff/ready HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+        (b"GET /v2/models/%00/ready HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+        (b"GET /v2/health/live?x=\xff HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        (b"GET http://x/v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+        (b"GET /v2/health/live HTTP/1.1\r\n" + b"a: b\r\n" * 500 + b"\r\n", 431),
+    ],
+)
+def test_malformed_http_is_answered(
+    server: Any, raw: Callable[..., socket.socket], data: bytes, status: int
+) -> None:
+    found = _read(raw(server, data))
+    assert found[0] == status, found
+    assert server.get("/v2/health/live")[0] == 200
+
+
+def test_body_at_the_bound_passes_and_one_byte_more_does_not(strict: Any) -> None:
+    assert strict.post("/v1/rank", RANK.ljust(2000))[0] == 200
+    status, answer = strict.post("/v1/rank", RANK.ljust(2001))
+    assert status == 413
+    assert "body: expected at most 2000 bytes, found 2001" in answer["error"]
+
+
+def test_chunked_body_is_bounded_too(strict: Any) -> None:
+    def ask(*chunks: bytes) -> int:
+        return strict.request("POST", "/v1/rank", iter(chunks))[0]
+
+    assert ask(RANK[:20], RANK[20:]) == 200
+    assert ask(*[b" " * 1000] * 3) == 413
+
+
+def test_huge_body_is_cut_off(strict: Any, raw: Callable[..., socket.socket]) -> None:
+    client = raw(strict, _post("/v1/rank", b"", length=10**12))
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        for _ in range(10_000):
+            client.sendall(b" " * 65536)
+    assert strict.get("/v2/health/live")[0] == 200
+
+
+def test_more_rows_than_the_queue_holds_get_413(strict: Any) -> None:
+    body = {"model": "shop", "candidates": {"item": list(range(21))}}
+    status, answer = strict.post("/v1/rank", body)
+    assert status == 413
+    assert "21 rows: expected at most 20" in answer["error"]
+
+
+def test_slow_body_gets_408_and_blocks_nobody(
+    strict: Any, raw: Callable[..., socket.socket]
+) -> None:
+    slow = [raw(strict, _post("/v1/rank", b"{", length=50)) for _ in range(50)]
+    half_heads = [raw(strict, b"POST /v1/rank HT") for _ in range(50)]
+    start_s = time.monotonic()
+    assert strict.post("/v1/rank", RANK)[0] == 200
+    assert time.monotonic() - start_s < 0.5
+    for client in slow:
+        status, data = _read(client)
+        assert status == 408
+        assert b"body: expected within 1 s" in data
+    assert time.monotonic() - start_s < 5
+    assert len(half_heads) == 50
+
+
+def test_clients_that_leave_midway_block_nobody(
+    strict: Any, raw: Callable[..., socket.socket], wait_until: Callable[..., None]
+) -> None:
+    for _ in range(20):
+        raw(strict, _post("/v1/rank", b"{", length=50)).close()
+        half_closed = raw(strict, _post("/v1/rank", b"{", length=50))
+        half_closed.shutdown(socket.SHUT_WR)
+    gone = 'headwater_serving_request_seconds_count{code="499",route="unknown"}'
+    wait_until(lambda: strict.metric(gone) >= 40)
+    assert strict.post("/v1/rank", RANK)[0] == 200
+
+
+def test_pipelined_requests_are_answered_in_order(
+    server: Any, raw: Callable[..., socket.socket]
+) -> None:
+    client = raw(server, b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
+    client.settimeout(2)
+    data = b""
+    while data.count(b"binary_tensor_data") < 3:
+        data += client.recv(65536)
+    assert data.count(b"HTTP/1.1 200") == 3
+
+
+def test_drain_answers_open_requests_refuses_new_ones_and_exits_0(
+    shop: Path, start_server: Callable[..., Any], raw: Callable[..., socket.socket]
+) -> None:
+    server = start_server(shop)
+    idle = server.connect()
+    assert server.request("GET", "/v2", connection=idle)[0] == 200
+    silent = raw(server)
+    head, tail = RANK[:10], RANK[10:]
+    opened = raw(server, _post("/v1/rank", head, length=len(RANK)))
+    time.sleep(0.2)
+    start_s = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert idle.sock.recv(10) == b""
+    assert silent.recv(10) == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((server.host, server.port))
+    opened.sendall(tail)
+    status, data = _read(opened)
+    assert (status, b'"scores"' in data) == (200, True)
+    assert server.process.wait(10) == 0
+    assert time.monotonic() - start_s < 5
+    assert [event["event"] for event in server.events("stopped")] == ["stopped"]
+
+
+def test_drain_is_bounded_by_the_timeout(
+    shop: Path, start_server: Callable[..., Any], raw: Callable[..., socket.socket]
+) -> None:
+    server = start_server(shop, timeout_s=1.0)
+    stuck = raw(server, _post("/v1/rank", b"{", length=50))
+    time.sleep(0.1)
+    server.process.send_signal(signal.SIGTERM)
+    assert _read(stuck)[0] == 408
+    assert server.process.wait(10) == 0
+
+
+def test_second_server_on_the_same_port_is_refused(server: Any, shop: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom headwater.serving.command import serve\n"
+        "from headwater.feature_store.errors import InputError\n"
+        f"try: serve(Path({str(shop)!r}), port={server.port})\n"
+        "except InputError as error: sys.exit(str(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert "cannot listen there" in done.stderr
+    assert server.get("/v2/health/ready")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout_s": 0}, "--timeout-s: expected more than 0, found 0"),
+        ({"runners": 0}, "--runners: expected more than 0, found 0"),
+        ({"keep_versions": -1}, "--keep-versions: expected more than 0, found -1"),
+        ({"port": 99999}, "--port: expected 0 to 65535, found 99999"),
+        ({"host": "no.such.host.invalid"}, "cannot listen there"),
+    ],
+)
+def test_bad_option_is_refused(shop: Path, options: dict[str, Any], message: str) -> None:
+    from headwater.feature_store.errors import InputError
+    from headwater.serving.command import serve
+
+    with pytest.raises(InputError, match=message):
+        serve(shop, **options)
+
+
+def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    from headwater.feature_store.errors import InputError
+    from headwater.serving.command import serve
+
+    with pytest.raises(InputError, match="expected a folder of releases.*found nothing"):
+        serve(tmp_path / "releases")
+
+
+def test_process_holds_no_training_library() -> None:
+    code = (
+        "import sys, headwater.serving.command, headwater.serving.http, granian.server.embed\n"
+        "banned = {'torch', 'polars', 'onnx', 'pyarrow', 'pydantic', 'torchrec', 'pandas'}\n"
+        "print(sorted(banned & {name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_command_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, headwater.serving.command\n"
+        "heavy = {'onnxruntime', 'granian', 'numpy', 'simdjson', 'prometheus_client'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_queue_that_is_full_answers_429_at_once(
+    shop: Path, start_server: Callable[..., Any]
+) -> None:
+    server = start_server(shop, max_queue_rows=4000, runners=1)
+    body = json.dumps({"model": "shop", "candidates": {"item": list(range(4000))}}).encode()
+    answers: list[tuple[int, Any]] = []
+
+    def ask() -> None:
+        connection = server.connect()
+        for _ in range(5):
+            answers.append(server.request("POST", "/v1/rank", body, connection=connection))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {200, 429}
+    refused = next(answer for status, answer in answers if status == 429)
+    assert "rows wait already, at most 4000 may; try again" in refused["error"]
+    assert server.post("/v1/rank", RANK)[0] == 200
+    assert server.metric("headwater_serving_queue_rows") == 0

@@ -1,0 +1,410 @@
+"""The Open Inference Protocol, asked by the standard client and by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from headwater.feature_store.schema import INT64_MIN
+
+N = 5
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[Any]:
+    client = triton.InferenceServerClient(server.address)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def arrays(make_rows: Callable[..., Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors of five rows, as a client makes them."""
+    rows = make_rows(N)
+    tags = [[*row, *[""] * (3 - len(row))] for row in rows["tags"]]
+    return {
+        "user": np.array([[u if u is not None else INT64_MIN] for u in rows["user"]], np.int64),
+        "country": np.array([[c or ""] for c in rows["country"]], object),
+        "item": np.array(rows["item"], np.int64).reshape(-1, 1),
+        "price": np.array(rows["price"], np.float64).reshape(-1, 1),
+        "brand": np.array([[b or ""] for b in rows["brand"]], object),
+        "tags": np.array(tags, object),
+        "tags.length": np.array([[len(row)] for row in rows["tags"]], np.int64),
+    }
+
+
+@pytest.fixture
+def expected(
+    shop: Path, make_rows: Callable[..., Any], offline: Callable[..., Any]
+) -> Callable[[int], Any]:
+    """Give the offline scores of the same rows, without the list `recent`, by version."""
+    rows = make_rows(N)
+    del rows["recent"]
+    return lambda version: offline(shop / "shop" / str(version), rows)
+
+
+def _inputs(arrays: dict[str, Any], *, binary: bool) -> list[Any]:
+    types = {"i": "INT64", "f": "FP64", "O": "BYTES"}
+    inputs: list[Any] = []
+    for name, array in arrays.items():
+        tensor = triton.InferInput(name, list(array.shape), types[array.dtype.kind])
+        tensor.set_data_from_numpy(array, binary_data=binary)
+        inputs.append(tensor)
+    return inputs
+
+
+def test_client_sees_server_and_model_live_and_ready(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("shop")
+    assert client.is_model_ready("shop", "2")
+    assert not client.is_model_ready("shop", "77")
+    assert not client.is_model_ready("nothing")
+
+
+def test_client_reads_metadata(client: Any) -> None:
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    metadata = client.get_model_metadata("shop")
+    assert metadata["versions"] == ["3", "2"]
+    by_name = {tensor["name"]: tensor for tensor in metadata["inputs"]}
+    assert by_name["price"] == {"name": "price", "datatype": "FP64", "shape": [-1, 1]}
+    assert by_name["tags"] == {"name": "tags", "datatype": "BYTES", "shape": [-1, -1]}
+    assert by_name["tags.length"]["datatype"] == "INT64"
+    assert metadata["outputs"] == [{"name": "prob", "datatype": "FP32", "shape": [-1]}]
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("version", ["", "2"])
+def test_client_infers_what_offline_gives(
+    client: Any,
+    arrays: dict[str, Any],
+    expected: Callable[[int], Any],
+    binary_in: bool,
+    binary_out: bool,
+    compression: str | None,
+    version: str,
+) -> None:
+    if not binary_in:
+        arrays["price"] = np.nan_to_num(arrays["price"])  # the client writes NaN, which is no JSON
+    answer = client.infer(
+        "shop",
+        _inputs(arrays, binary=binary_in),
+        model_version=version,
+        outputs=[triton.InferRequestedOutput("prob", binary_data=binary_out)],
+        request_id="r1",
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
+    )
+    scores = answer.as_numpy("prob")
+    assert scores.dtype == np.float32
+    if binary_in:
+        np.testing.assert_allclose(scores, expected(int(version or 3)), atol=1e-7)
+    reply = answer.get_response()
+    assert reply["model_version"] == version or reply["model_version"] == "3"
+    assert reply["id"] == "r1"
+    assert ("data" in reply["outputs"][0]) is not binary_out
+
+
+def test_client_that_names_no_output_gets_binary(
+    client: Any, arrays: dict[str, Any], expected: Callable[[int], Any]
+) -> None:
+    answer = client.infer("shop", _inputs(arrays, binary=True))
+    np.testing.assert_allclose(answer.as_numpy("prob"), expected(3), atol=1e-7)
+
+
+def test_client_gets_the_message_of_an_error(client: Any, arrays: dict[str, Any]) -> None:
+    arrays["user"] = arrays["user"].astype(np.float64)
+    with pytest.raises(Exception, match=r"\$\.inputs\[0\]\.datatype: expected INT64") as caught:
+        client.infer("shop", _inputs(arrays, binary=True))
+    assert caught.value.status() == "400"
+
+
+def test_client_infers_asynchronously(
+    client: Any, arrays: dict[str, Any], expected: Callable[[int], Any]
+) -> None:
+    waiting = [client.async_infer("shop", _inputs(arrays, binary=True)) for _ in range(4)]
+    for request in waiting:
+        np.testing.assert_allclose(request.get_result().as_numpy("prob"), expected(3), atol=1e-7)
+
+
+def _post(server: Any, inputs: list[dict[str, Any]], **more: Any) -> tuple[int, Any]:
+    return server.post("/v2/models/shop/infer", {"inputs": inputs, **more})
+
+
+def _scores(answer: tuple[int, Any]) -> list[float]:
+    status, body = answer
+    assert status == 200, body
+    return body["outputs"][0]["data"]
+
+
+def test_null_is_missing_in_every_dtype(server: Any) -> None:
+    def ask(user: Any, price: Any, brand: Any) -> list[float]:
+        return _scores(
+            _post(
+                server,
+                [
+                    {"name": "user", "datatype": "INT64", "shape": [2, 1], "data": [user, 5]},
+                    {"name": "price", "datatype": "FP64", "shape": [2, 1], "data": [[price], [2]]},
+                    {"name": "brand", "datatype": "BYTES", "shape": [2, 1], "data": [brand, "x"]},
+                ],
+            )
+        )
+
+    nothing = _scores(
+        _post(server, [{"name": "item", "datatype": "INT64", "shape": [1, 1], "data": [None]}])
+    )
+    assert ask(None, None, None)[0] == pytest.approx(nothing[0])
+    assert ask(INT64_MIN, None, "") == ask(None, None, None)
+    assert ask(5, 2, "x")[0] == ask(5, 2, "x")[1]
+
+
+def test_nested_data_equals_flat_data(server: Any) -> None:
+    def ask(data: Any) -> list[float]:
+        return _scores(
+            _post(server, [{"name": "tags", "datatype": "BYTES", "shape": [2, 2], "data": data}])
+        )
+
+    flat = ask(["new", "used", "sale", "used"])
+    assert flat == ask([["new", "used"], ["sale", "used"]])
+    assert flat == ask([[["new"], "used"], [["sale", "used"]]])
+
+
+def test_list_without_lengths_is_as_long_as_its_tensor(server: Any) -> None:
+    tags = {"name": "tags", "datatype": "BYTES", "shape": [1, 2], "data": ["new", "used"]}
+    lengths = {"name": "tags.length", "datatype": "INT64", "shape": [1, 1], "data": [2]}
+    assert _scores(_post(server, [tags])) == _scores(_post(server, [tags, lengths]))
+
+
+def test_context_given_once_equals_context_in_each_row(server: Any) -> None:
+    item = {"name": "item", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]}
+    once = {"name": "user", "datatype": "INT64", "shape": [1, 1], "data": [9]}
+    each = {"name": "user", "datatype": "INT64", "shape": [3, 1], "data": [9, 9, 9]}
+    country = {"name": "country", "datatype": "BYTES", "shape": [1, 1], "data": ["fr"]}
+    assert _scores(_post(server, [item, once, country])) == _scores(
+        _post(server, [item, each, country])
+    )
+
+
+def test_no_rows_give_no_scores(server: Any) -> None:
+    item = {"name": "item", "datatype": "INT64", "shape": [0, 1], "data": []}
+    assert _scores(_post(server, [item])) == []
+    tags = {"name": "tags", "datatype": "BYTES", "shape": [2, 0], "data": []}
+    assert len(_scores(_post(server, [tags]))) == 2
+
+
+def test_integer_beyond_2_to_53_is_exact(server: Any) -> None:
+    def ask(lengths: int) -> tuple[int, Any]:
+        recent = {"name": "recent", "datatype": "INT64", "shape": [1, 2], "data": [lengths, 0]}
+        return _post(server, [recent])
+
+    assert ask(2**63 - 1)[0] == 200
+    assert ask(-(2**63))[0] == 200
+    status, body = ask(2**63)
+    assert (status, body["error"].split(":")[0]) == (400, "$.inputs[0].data[0]")
+
+
+_ITEM = {"name": "item", "datatype": "INT64", "shape": [2, 1], "data": [1, 2]}
+
+
+def _item(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [{**_ITEM, **changes}]}
+
+
+_BAD: dict[str, tuple[Any, str]] = {
+    "not JSON": (b"{", "body: expected valid JSON"),
+    "empty": (b"", "body: expected valid JSON"),
+    "not UTF-8": (b'{"inputs": [], "id": "\xff"}', "body: expected valid JSON"),
+    "lone surrogate": (b'{"inputs": [], "id": "\\ud800"}', "body: expected valid JSON"),
+    "not an object": ([], "$: Expected `object`, got `array`"),
+    "no inputs": ({}, "$: Object missing required field `inputs`"),
+    "inputs of a wrong type": ({"inputs": {}}, "$.inputs: Expected `array`, got `object`"),
+    "inputs empty": ({"inputs": []}, "inputs: expected at least one input, found none"),
+    "input without shape": (
+        {"inputs": [{"name": "item", "datatype": "INT64"}]},
+        "$.inputs[0]: Object missing required field `shape`",
+    ),
+    "unknown input": (
+        _item(name="itme"),
+        "$.inputs[0].name: unknown input 'itme'; did you mean 'item'?",
+    ),
+    "given twice": ({"inputs": [_ITEM, _ITEM]}, "$.inputs[1].name: input 'item' is given twice"),
+    "wrong datatype": (
+        _item(datatype="INT32"),
+        "$.inputs[0].datatype: expected INT64 for 'item', found INT32",
+    ),
+    "three dimensions": (_item(shape=[2, 1, 1]), "$.inputs[0].shape: expected two dimensions"),
+    "no dimension": (_item(shape=[]), "$.inputs[0].shape: expected two dimensions"),
+    "negative shape": (_item(shape=[-2, 1]), "$.inputs[0].shape[0]: Expected `int` >= 0"),
+    "huge shape": (_item(shape=[2**31, 2**31]), "$.inputs[0].data: expected 4611686018427387904"),
+    "rows of nothing": (
+        {"inputs": [{"name": "tags", "datatype": "BYTES", "shape": [2**31, 0], "data": []}]},
+        "2147483648 rows: expected at most",
+    ),
+    "two columns": (_item(shape=[1, 2]), "$.inputs[0].shape: expected shape [N, 1] of 'item'"),
+    "too few values": (
+        _item(shape=[3, 1]),
+        "$.inputs[0].data: expected 3 values, as shape [3, 1] says, found 2",
+    ),
+    "no data": (
+        {"inputs": [{"name": "item", "datatype": "INT64", "shape": [2, 1]}]},
+        "$.inputs[0]: expected data or parameters.binary_data_size",
+    ),
+    "data is a number": (_item(data=5), "$.inputs[0].data: expected an array, found 5"),
+    "data is an object": (_item(data={}), "$.inputs[0].data: expected an array, found {}"),
+    "text for an integer": (
+        _item(data=[1, "2"]),
+        "$.inputs[0].data[1]: expected an integer of 64 bits or null, found '2'",
+    ),
+    "fraction for an integer": (_item(data=[1, 2.5]), "$.inputs[0].data[1]: expected an integer"),
+    "deep nesting": (
+        b'{"inputs":[{"name":"item","datatype":"INT64","shape":[2,1],"data":'
+        + b"[" * 50_000
+        + b"]" * 50_000
+        + b"}]}",
+        "nested too deeply",
+    ),
+    "number beyond double": (
+        b'{"inputs":[{"name":"price","datatype":"FP64","shape":[1,1],"data":[1e999]}]}',
+        "$.inputs[0].data: expected valid JSON, found Number out of range",
+    ),
+    "NaN is no JSON": (
+        b'{"inputs":[{"name":"price","datatype":"FP64","shape":[1,1],"data":[NaN]}]}',
+        "body: expected valid JSON",
+    ),
+    "rows disagree": (
+        {
+            "inputs": [
+                _ITEM,
+                {"name": "price", "datatype": "FP64", "shape": [3, 1], "data": [1, 2, 3]},
+            ]
+        },
+        "input 'price': expected 2 rows, found 3",
+    ),
+    "context rows disagree": (
+        {
+            "inputs": [
+                _ITEM,
+                {"name": "user", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]},
+            ]
+        },
+        "input 'user': expected 2 rows or 1, found 3",
+    ),
+    "length beyond the list": (
+        {
+            "inputs": [
+                {"name": "tags", "datatype": "BYTES", "shape": [1, 1], "data": ["new"]},
+                {"name": "tags.length", "datatype": "INT64", "shape": [1, 1], "data": [2]},
+            ]
+        },
+        "input 'tags.length': expected lengths from 0 to 1",
+    ),
+    "length without a list": (
+        {
+            "inputs": [{"name": "tags.length", "datatype": "INT64", "shape": [1, 1], "data": [0]}]
+        },
+        "input 'tags': expected beside 'tags.length'",
+    ),
+    "unknown output": (
+        {"inputs": [_ITEM], "outputs": [{"name": "probe"}]},
+        "$.outputs[0].name: unknown output 'probe'; did you mean 'prob'?",
+    ),
+    "classification": (
+        {"inputs": [_ITEM], "outputs": [{"name": "prob", "parameters": {"classification": 3}}]},
+        "$.outputs[0].parameters.classification: not supported",
+    ),
+    "binary data beyond the body": (
+        {"inputs": [{**_ITEM, "data": None, "parameters": {"binary_data_size": 16}}]},
+        "$.inputs[0].parameters.binary_data_size: expected either data or binary data",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "message"), _BAD.values(), ids=_BAD.keys())
+def test_bad_input_is_refused_with_its_path(server: Any, body: Any, message: str) -> None:
+    status, answer = server.post("/v2/models/shop/infer", body)
+    assert status in (400, 413)
+    assert message in answer["error"]
+    assert len(answer["error"]) < 500
+
+
+def _binary(head: dict[str, Any], tail: bytes, *, length: str | None = None) -> Any:
+    data = json.dumps(head).encode()
+    return data + tail, {"Inference-Header-Content-Length": length or str(len(data))}
+
+
+def _tensor(name: str, datatype: str, rows: int, size: Any) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": datatype,
+                "shape": [rows, 1],
+                "parameters": {"binary_data_size": size},
+            }
+        ]
+    }
+
+
+_BAD_BINARY: dict[str, tuple[Any, str]] = {
+    "head beyond the body": (_binary({}, b"", length="99"), "expected an integer from 0 to 2"),
+    "head of no number": (_binary({}, b"", length="x"), "expected an integer from 0 to 2"),
+    "head of a negative number": (_binary({}, b"", length="-1"), "expected an integer from 0 to 2"),
+    "size is text": (_binary(_tensor("item", "INT64", 1, "8"), b"1" * 8), "expected an integer"),
+    "size is negative": (_binary(_tensor("item", "INT64", 1, -8), b"1" * 8), "expected an integer"),
+    "size beyond the body": (_binary(_tensor("item", "INT64", 2, 16), b"1" * 8), "8 bytes left"),
+    "size against the shape": (_binary(_tensor("item", "INT64", 2, 8), b"1" * 8), "16 bytes, as"),
+    "bytes left over": (_binary(_tensor("item", "INT64", 1, 8), b"1" * 9), "body: expected"),
+    "string cut short": (
+        _binary(_tensor("brand", "BYTES", 1, 8), b"\x09\0\0\0abcd"),
+        "$.inputs[0], binary data[0]: expected a length of 4 bytes",
+    ),
+    "string length cut short": (
+        _binary(_tensor("brand", "BYTES", 1, 2), b"\x09\0"),
+        "binary data[0]: expected a length of 4 bytes",
+    ),
+    "strings too many": (
+        _binary(_tensor("brand", "BYTES", 1, 10), b"\x01\0\0\0a\x01\0\0\0b"),
+        "expected 1 strings, as shape [1, 1] says, found 2",
+    ),
+    "string not UTF-8": (
+        _binary(_tensor("brand", "BYTES", 1, 5), b"\x01\0\0\0\xff"),
+        "binary data[0]: expected UTF-8",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "message"), _BAD_BINARY.values(), ids=_BAD_BINARY.keys())
+def test_bad_binary_tensor_is_refused(server: Any, request_: Any, message: str) -> None:
+    body, headers = request_
+    status, answer = server.request("POST", "/v2/models/shop/infer", body, headers)
+    assert status == 400
+    assert message in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "message"),
+    [
+        ("br", b"{}", 415, "content-encoding: expected gzip or deflate, found 'br'"),
+        ("gzip", b"{}", 400, "body: expected valid gzip"),
+        ("gzip", gzip.compress(b"{}")[:-3], 400, "cut short"),
+        ("gzip", gzip.compress(b"{}") + b"x", 400, "bytes after its end"),
+        ("deflate", zlib.compress(b" " * (5 << 20)), 413, "after deflate"),
+        ("gzip", gzip.compress(b" " * (5 << 20)), 413, "after gzip"),
+    ],
+)
+def test_bad_content_encoding_is_refused(
+    server: Any, encoding: str, body: bytes, status: int, message: str
+) -> None:
+    answer = server.post("/v2/models/shop/infer", body, content_encoding=encoding)
+    assert answer[0] == status
+    assert message in answer[1]["error"]

@@ -1,0 +1,186 @@
+"""`POST /v1/rank`: raw features by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CONTEXT = {"user": 42, "country": "fr", "recent": [3, 5, None]}
+CANDIDATES: list[dict[str, Any]] = [
+    {"item": 1, "price": 2.5, "brand": "acme", "tags": ["new", "sale"]},
+    {"item": 2, "brand": None, "tags": None},
+    {"price": 7},
+    {},
+]
+
+
+def _rank(server: Any, **request: Any) -> Any:
+    status, answer = server.post("/v1/rank", {"model": "shop", **request})
+    assert status == 200, answer
+    return answer
+
+
+def _columns(candidates: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for candidate in candidates for name in candidate)
+    return {name: [candidate.get(name) for candidate in candidates] for name in names}
+
+
+def test_scores_equal_offline_scores_in_candidate_order(
+    server: Any, shop: Path, offline: Callable[..., Any]
+) -> None:
+    answer = _rank(server, context=CONTEXT, candidates=CANDIDATES, id="abc")
+    rows = {name: [value] * len(CANDIDATES) for name, value in CONTEXT.items()}
+    expected = offline(shop / "shop" / "3", rows | _columns(CANDIDATES))
+    assert len(set(answer["scores"])) == len(CANDIDATES)
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-7)
+    assert {key: answer[key] for key in ("model", "version", "id")} == {
+        "model": "shop",
+        "version": 3,
+        "id": "abc",
+    }
+
+
+def test_columns_equal_objects(server: Any) -> None:
+    objects = _rank(server, context=CONTEXT, candidates=CANDIDATES)
+    columns = _rank(server, context=CONTEXT, candidates=_columns(CANDIDATES))
+    assert objects == columns
+
+
+def test_older_version_is_asked_by_number(server: Any) -> None:
+    older = _rank(server, candidates=CANDIDATES, version=2)
+    assert older["version"] == 2
+    assert older["scores"] != _rank(server, candidates=CANDIDATES)["scores"]
+
+
+def test_feature_of_either_role_may_stand_on_either_side(server: Any) -> None:
+    once = _rank(server, context={"user": 7, "brand": "acme"}, candidates=[{"item": 1}] * 3)
+    each = _rank(server, candidates=[{"item": 1, "user": 7, "brand": "acme"}] * 3)
+    np.testing.assert_allclose(once["scores"], each["scores"], atol=1e-7)
+
+
+def test_no_candidates_give_no_scores(server: Any) -> None:
+    assert _rank(server, context=CONTEXT, candidates=[])["scores"] == []
+    assert _rank(server, context=CONTEXT, candidates={"item": []})["scores"] == []
+
+
+def test_many_candidates_are_scored_in_order(server: Any) -> None:
+    prices = {"price": [index / 100 for index in range(8000)]}
+    scores = _rank(server, context=CONTEXT, candidates=prices)["scores"]
+    assert len(set(scores)) > 4000
+    assert np.diff(scores).min() > -1e-6
+
+
+def test_missing_features_are_counted(server: Any, wait_until: Callable[..., None]) -> None:
+    name = 'headwater_serving_missing_values_total{feature="price",model="shop"}'
+    before = server.metric(name)
+    _rank(server, candidates=[{"price": 1}, {"price": None}, {}])
+    wait_until(lambda: server.metric(name) == before + 2)
+
+
+_BAD: dict[str, tuple[Any, str]] = {
+    "no candidates": ({}, "$: Object missing required field `candidates`"),
+    "unknown key": (
+        {"candidates": [], "contxt": {}},
+        "$: Object contains unknown field `contxt`",
+    ),
+    "candidates is text": (
+        {"candidates": "x"},
+        "$.candidates: Expected `object`, got `str`",
+    ),
+    "candidate is a number": (
+        {"candidates": [{}, 5]},
+        "$.candidates[1]: Expected `object`, got `int`",
+    ),
+    "no column": ({"candidates": {}}, "$.candidates: expected at least one feature, found none"),
+    "column is a number": (
+        {"candidates": {"item": 5}},
+        "$.candidates.item: expected an array, found 5",
+    ),
+    "unknown feature in an object": (
+        {"candidates": [{"item": 1}, {"itemm": 1}]},
+        "$.candidates[1].itemm: unknown feature 'itemm'; did you mean 'item'?",
+    ),
+    "unknown feature in a column": (
+        {"candidates": {"cuntry": ["de"]}},
+        "$.candidates.cuntry: unknown feature 'cuntry'; did you mean 'country'?",
+    ),
+    "unknown feature in the context": (
+        {"candidates": [{}], "context": {"zzz": 1}},
+        "$.context.zzz: unknown feature 'zzz'; known: user, country, recent, item, price, brand, tags",
+    ),
+    "feature on both sides": (
+        {"candidates": [{"user": 1}], "context": {"user": 1}},
+        "$.context.user: it is given in the candidates as well",
+    ),
+    "wrong type in an object": (
+        {"candidates": [{"price": 1}, {"price": "2"}]},
+        "$.candidates[1].price: expected a number or null, found '2'",
+    ),
+    "wrong type in a column": (
+        {"candidates": {"price": [1, 2, True, "x"]}},
+        "$.candidates.price[3]: expected a number or null, found 'x'",
+    ),
+    "wrong type in the context": (
+        {"candidates": [{}], "context": {"country": 5}},
+        "$.context.country: expected a string or null, found 5",
+    ),
+    "wrong type in a list of the context": (
+        {"candidates": [{}], "context": {"recent": [1, "a"]}},
+        "$.context.recent[1]: expected an integer of 64 bits or null, found 'a'",
+    ),
+    "wrong type in a list of an object": (
+        {"candidates": [{}, {"tags": ["new", 1]}]},
+        "$.candidates[1].tags[1]: expected a string or null, found 1",
+    ),
+    "no list for a list": (
+        {"candidates": {"tags": ["new"]}},
+        "$.candidates.tags[0]: expected a list or null, found 'new'",
+    ),
+    "a list for no list": (
+        {"candidates": [{"item": [1]}]},
+        "$.candidates[0].item: expected an integer of 64 bits or null, found [1]",
+    ),
+    "columns disagree": (
+        {"candidates": {"item": [1, 2], "price": [1]}},
+        "$.candidates.price: expected 2 values, as 'item' has, found 1",
+    ),
+    "integer too large": (
+        {"candidates": [{"item": 2**64}]},
+        "$.candidates[0].item: expected an integer of 64 bits",
+    ),
+    "one long list among many short ones": (
+        {"candidates": {"tags": [["new"] * 10_000, *[[]] * 8000]}},
+        "expected lists that padded to the longest have at most",
+    ),
+    "version is text": ({"candidates": [], "version": "3"}, "$.version: Expected `int | null`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "message"), _BAD.values(), ids=_BAD.keys())
+def test_bad_input_is_refused_with_its_path(server: Any, body: Any, message: str) -> None:
+    status, answer = server.post("/v1/rank", {"model": "shop", **body})
+    assert status == 400
+    assert message in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        ({"model": "shpo"}, 404, "model: unknown model 'shpo'; did you mean 'shop'?"),
+        ({"model": "shop", "version": 1}, 404, "version 1 is not loaded; loaded: 3, 2"),
+        ({"model": "shop", "version": -1}, 404, "version -1 is not loaded"),
+        ({"model": "m" * 10_000}, 404, "unknown model"),
+        ({"model": "shop", "candidates": [{}] * 9000}, 413, "9000 rows: expected at most 8192"),
+    ],
+)
+def test_unknown_model_and_too_many_rows(
+    server: Any, request_: dict[str, Any], status: int, message: str
+) -> None:
+    answer = server.post("/v1/rank", {"candidates": [{}], **request_})
+    assert answer[0] == status
+    assert message in answer[1]["error"]
+    assert len(answer[1]["error"]) < 500
