@@ -111,21 +111,31 @@ class Data(Config):
     join: list[Join] = []
     """Side tables."""
     derive: dict[str, str] = {}
-    """New columns as Polars SQL expressions, as `label = "rating >= 4"`: for labels, filters, weights, keys."""
+    """New columns by Polars SQL, as `label = "rating >= 4"`: for labels, filters, weights and keys."""
     filter: str | None = None
     """A Polars SQL condition that rows must meet, evaluated after `derive`."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
-    """Share of the negatives that sampling left in these files; the release corrects its probabilities by it."""
+    """Share of the negatives that sampling left in these files; the release corrects `prob` by it."""
 
-    def locate(self, paths: str | list[str]) -> list[str]:
-        """Return the paths of this section as a list, relative ones joined to `root`."""
-        each = [paths] if isinstance(paths, str) else paths
-        if self.root is None:
-            return list(each)
-        root = self.root.rstrip("/")
-        return [
-            path if path.startswith("/") or "://" in path else f"{root}/{path}" for path in each
-        ]
+    @model_validator(mode="before")
+    @classmethod
+    def _under_root(cls, values: Any) -> Any:
+        """Put `root` into the paths, so that nothing after this needs to know of it."""
+        if not isinstance(values, dict) or not isinstance(values.get("root"), str):
+            return values
+        root = values["root"].rstrip("/")
+        rooted = {key: value for key, value in values.items() if key != "root"}
+        for key in ("train", "valid", "test", "source"):
+            rooted[key] = _join_root(root, values.get(key))
+        joins = values.get("join", [])
+        if isinstance(joins, list):
+            rooted["join"] = [
+                {**join, "path": _join_root(root, join.get("path"))}
+                if isinstance(join, dict)
+                else join
+                for join in joins
+            ]
+        return rooted
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:
@@ -338,6 +348,15 @@ def _path(loc: Sequence[int | str], values: object, kind: str) -> str:
             values = values.get(part)
             path += f".{part}"
     return path.removeprefix(".")
+
+
+def _join_root(root: str, paths: Any) -> Any:
+    """Return paths with relative ones under `root`; what is no path is left for pydantic to refuse."""
+    if isinstance(paths, list):
+        return [_join_root(root, path) for path in paths]
+    if not isinstance(paths, str) or paths.startswith("/") or "://" in paths:
+        return paths
+    return f"{root}/{paths}"
 
 
 def _known_keys(config: type[BaseModel]) -> set[str]:
