@@ -7,6 +7,7 @@ whoever writes JSON writes null. `docs/metrics.md` has the definitions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -73,37 +74,37 @@ class Totals:
     @property
     def base_rate(self) -> float:
         """Share of positives."""
-        return self.positives / self.rows if self.rows else np.nan
+        return self.positives / self.rows if self.rows else math.nan
 
     @property
     def mean_prob(self) -> float:
         """Mean predicted probability."""
-        return self.prob / self.rows if self.rows else np.nan
+        return self.prob / self.rows if self.rows else math.nan
 
     @property
     def logloss(self) -> float:
         """Mean log loss in nats."""
-        return self.loss / self.rows if self.rows else np.nan
+        return self.loss / self.rows if self.rows else math.nan
 
     @property
     def normalised_entropy(self) -> float:
         """Logloss over the entropy of the base rate (He et al., 2014); NaN with one class."""
         if not 0 < self.positives < self.rows:
-            return np.nan
+            return math.nan
         rate = self.base_rate
-        return self.logloss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+        return self.logloss / -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
 
     @property
     def expected_calibration_error(self) -> float:
         """Mean over rows of |mean probability - rate| of the row's bin (Guo et al., 2017)."""
         if not self.rows:
-            return np.nan
+            return math.nan
         return float(np.abs(self.bin_prob - self.bin_positives).sum() / self.rows)
 
     @property
     def calibration(self) -> float:
         """Mean probability over base rate (He et al., 2014); NaN without positives."""
-        return self.prob / self.positives if self.positives else np.nan
+        return self.prob / self.positives if self.positives else math.nan
 
 
 def totals(label_N: Labels, logit_N: Floats) -> Totals:
@@ -135,7 +136,7 @@ def _by_class(label_N: Labels, score_N: Floats) -> tuple[Floats, Floats]:
 def _auc_of_sorted(positive_P: Floats, negative_M: Floats) -> float:
     """Return the AUC; pairs are counted as integers, so only the last division rounds."""
     if not len(positive_P) or not len(negative_M):
-        return np.nan
+        return math.nan
     twice = 0
     for part in chunks(len(positive_P)):
         below = np.searchsorted(negative_M, positive_P[part], side="left")
@@ -195,7 +196,7 @@ class Groups:
         """AUC over groups with both classes, weighted by their rows; NaN where there is none."""
         has_both = np.isfinite(self.auc_G)
         if not has_both.any():
-            return np.nan
+            return math.nan
         return float(np.average(self.auc_G[has_both], weights=self.rows_G[has_both]))
 
 

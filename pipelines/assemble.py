@@ -1,0 +1,181 @@
+"""From a job to a network on its device: the model, its tables, its optimisers, and trained weights.
+
+`train` starts here, and so does everything that uses what was trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from headwater.feature_store.errors import JobError, RunError
+from headwater.feature_store.schema import Schema
+from headwater.models.network import build_network
+from headwater.models.registry import load_model
+from headwater.models.sharding import Placement, place
+from headwater.pipelines.checkpoint import Checkpoints
+from headwater.pipelines.job import Job, explain
+from headwater.pipelines.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The place of this process among those that torchrun started; alone it is rank 0 of 1."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def find_ranks() -> Ranks:
+    """Return this process's place, from the variables that torchrun sets."""
+    variables = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, world_size, local_rank = (int(value or 0) for value in variables)
+    return Ranks(rank, max(world_size, 1), local_rank)
+
+
+def start_ranks(ranks: Ranks, device: torch.device) -> None:
+    """Join the process group of all ranks, once; one process needs none."""
+    if ranks.world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def choose_device(job: Job, ranks: Ranks) -> torch.device:
+    """Return the device of this rank; JobError where the machine does not have what the job names."""
+    wanted = job.train.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise JobError(
+            f"train.device: unknown device {wanted!r}. Expected auto, cpu, cuda or cuda:N."
+        ) from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise JobError(f"train.device: {wanted!r} is not supported. Expected auto, cpu or cuda.")
+    found = torch.cuda.device_count()
+    index = ranks.local_rank if device.index is None else device.index
+    if index >= found:
+        raise JobError(
+            f"train.device: {wanted!r} needs CUDA device {index}, found {found}. "
+            "Set train.device = 'cpu', or see `headwater doctor`."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def check_precision(job: Job, device: torch.device) -> None:
+    """Raise JobError for bfloat16 on a CPU that would have to emulate it, about ten times slower."""
+    if job.train.precision != "bfloat16" or device.type == "cuda":
+        return
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        raise JobError(
+            "train.precision: bfloat16 on this CPU would be emulated (it has neither avx512_bf16 "
+            "nor amx). Set train.precision = 'float32', or train on a GPU."
+        )
+
+
+def assemble(job: Job, schema: Schema, device: torch.device) -> Placement:
+    """Return the untrained network of a job on `device`; JobError for a wrong `[model]` setting."""
+    model_class = load_model(job.model.type)
+    try:
+        config = model_class.config_class.model_validate(job.model.settings())
+    except ValidationError as error:
+        lines = explain(error, model_class.config_class)
+        raise JobError("\n".join(f"model.{line}" for line in lines)) from None
+    train = job.train
+    mode = train.sparse.mode
+    network = build_network(schema, model_class, config, mode, train.seed)
+    return place(
+        network,
+        mode=mode,
+        sparse_lr=train.sparse.lr,
+        sparse_l2=train.sparse.l2,
+        dense_lr=train.dense.lr,
+        dense_l2=train.dense.l2,
+        device=device,
+    )
+
+
+def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
+    """Return the network of a run with the weights of its best epoch, in evaluation mode.
+
+    One process suffices, whatever the number that trained. RunError where there is no checkpoint, or
+    where it was trained with another schema.
+    """
+    parts = Checkpoints(run.checkpoint).load("best")
+    if parts is None:
+        raise RunError(
+            f"{run.checkpoint}: no checkpoint yet. Train first, or go on with "
+            f"`headwater train --resume {run.path}`."
+        )
+    placement = assemble(run.job, schema, device)
+    network = parts["network"]
+    if network["schema_hash"] != schema.hash:
+        raise RunError(
+            f"{run.path}: trained with schema {network['schema_hash'][:12]}, but the prepared data "
+            f"has {schema.hash[:12]}: the data or [features] changed since. Train again."
+        )
+    live = placement.state_dict()["model"]
+    placement.load_weights(_shards(network["weights"], live))
+    placement.module.eval()
+    return placement
+
+
+def whole_state(placement: Placement) -> dict[str, Any]:
+    """Return the state with every sharded tensor whole, on rank 0; every rank must call it.
+
+    So a checkpoint does not depend on how tables were sharded.
+    """
+    return _gather(placement.state_dict())
+
+
+def restore(placement: Placement, state: Mapping[str, Any]) -> None:
+    """Put what `whole_state` gave into the network, each rank taking its shards of it."""
+    placement.load_state_dict(_shards(state, placement.state_dict()))
+
+
+def _gather(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _gather(each) for key, each in value.items()}
+    if not isinstance(value, ShardedTensor):
+        return value
+    out = None
+    if dist.get_rank() == 0:
+        metadata = value.metadata()
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        out = torch.empty(metadata.size, dtype=metadata.tensor_properties.dtype, device=device)
+    value.gather(0, out)
+    return out
+
+
+def _shards(saved: Any, live: Any) -> Any:
+    """Return `saved` with whole tensors where `live` has shards cut to this rank's shards."""
+    if isinstance(saved, Mapping) and isinstance(live, Mapping):
+        return {key: _shards(each, live.get(key)) for key, each in saved.items()}
+    if not isinstance(live, ShardedTensor):
+        return saved
+    for shard in live.local_shards():
+        offsets, sizes = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        cut = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
+        shard.tensor.detach().copy_(saved[cut].view_as(shard.tensor))
+    return live

@@ -1,0 +1,163 @@
+"""Scored rows on disk: logits, labels, groups and slice codes of one split, as NumPy files.
+
+N rows, S slice columns. A writer appends each rank's rows to files of its own; when all have ended,
+rank 0 joins them. So no rank needs to know how many rows there are, and memory does not grow.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.feature_store.errors import DataError
+from headwater.feature_store.schema import EncodedColumn, Schema
+from headwater.pipelines import metrics
+from headwater.pipelines.metrics import Groups, Totals
+from headwater.pipelines.runs import writing
+
+DTYPES = {"logit": np.float32, "label": np.uint8, "group": np.int64, "slices": np.uint8}
+MAX_SLICE_CODES = 64
+"""A scalar code column of at most so many codes is a slice column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scored rows of a split, memory-mapped."""
+
+    split: str
+    logit_N: NDArray[np.float32]
+    label_N: NDArray[np.uint8]
+    group_N: NDArray[np.int64] | None
+    """Key of the group, where the job names one."""
+    slices_NS: NDArray[np.uint8]
+    """Codes of `slice_columns`."""
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Scores:
+        """Return the scores that a `ScoreWriter` left in `folder`."""
+        found = {
+            kind: np.load(path, mmap_mode="r") if path.exists() else None
+            for kind in DTYPES
+            for path in [folder / f"{split}.{kind}.npy"]
+        }
+        logit, label, slices = found["logit"], found["label"], found["slices"]
+        assert logit is not None
+        assert label is not None
+        assert slices is not None
+        return cls(split, logit, label, found["group"], slices)
+
+    def require_both_classes(self) -> None:
+        """Raise DataError where there is no row, or only one class, so that AUC is not defined."""
+        positives, rows = int(np.count_nonzero(self.label_N)), len(self.label_N)
+        if not 0 < positives < rows:
+            raise DataError(
+                f"{self.split}: {positives} of {rows} rows have label 1, so AUC is not defined. "
+                "Expected rows of both classes: choose another split, or check `features.label`."
+            )
+
+
+class ScoreWriter:
+    """Writes the scored rows of one rank; a context manager, whose end makes the rows durable parts."""
+
+    def __init__(self, folder: Path, split: str, *, rank: int = 0) -> None:
+        self._folder = folder
+        self._split = split
+        self._rank = rank
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, **rows: NDArray[Any] | None) -> None:
+        """Append rows: `logit`, `label`, `slices`, and `group` unless it is None."""
+        for kind, values in rows.items():
+            if values is None:
+                continue
+            with writing(self._folder / self._split):
+                if kind not in self._files:
+                    self._files[kind] = _part(self._folder, self._split, kind, self._rank).open(
+                        "wb"
+                    )
+                np.ascontiguousarray(values, DTYPES[kind]).tofile(self._files[kind])
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def join_parts(folder: Path, split: str, *, num_slices: int, world_size: int = 1) -> Scores:
+    """Join the parts of all ranks, which must have ended, into the files of the split."""
+    for kind, dtype in DTYPES.items():
+        parts = [_part(folder, split, kind, rank) for rank in range(world_size)]
+        parts = [part for part in parts if part.exists()]
+        target = folder / f"{split}.{kind}.npy"
+        with writing(target):
+            target.unlink(missing_ok=True)
+            if kind == "group" and not parts:
+                continue
+            width = num_slices if kind == "slices" else 1
+            size = sum(part.stat().st_size for part in parts)
+            rows = size // (np.dtype(dtype).itemsize * max(width, 1))
+            if kind == "slices" and width == 0:
+                rows = len(np.load(folder / f"{split}.logit.npy", mmap_mode="r"))
+            with target.open("wb") as file:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                    "fortran_order": False,
+                    "shape": (rows, width) if kind == "slices" else (rows,),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, file, 1 << 20)
+            for part in parts:
+                part.unlink()
+    return Scores.open(folder, split)
+
+
+def _part(folder: Path, split: str, kind: str, rank: int) -> Path:
+    return folder / f"{split}.{kind}.{rank}.part"
+
+
+def slice_columns(schema: Schema) -> list[tuple[EncodedColumn, int]]:
+    """Return the scalar code columns with few codes, each with its place in `codes_BW`."""
+    return [
+        (column, place.start)
+        for column, place in schema.slots()
+        if column.length == 1 and column.cardinality <= MAX_SLICE_CODES
+    ]
+
+
+def measure(scores: Scores) -> tuple[dict[str, float], Totals, Groups | None]:
+    """Return the metrics by name, and the sums and groups behind them; NaN where not defined."""
+    sums = metrics.totals(scores.label_N, scores.logit_N)
+    groups = None
+    values = {"auc": metrics.auc(scores.label_N, scores.logit_N), "logloss": sums.logloss}
+    if scores.group_N is not None:
+        groups = metrics.group_auc(scores.label_N, scores.logit_N, scores.group_N)
+        values["gauc"] = groups.weighted_auc
+    values |= {
+        "ne": sums.normalised_entropy,
+        "ece": sums.expected_calibration_error,
+        "calibration": sums.calibration,
+    }
+    return values, sums, groups
+
+
+def all_finite(logit: NDArray[np.float32]) -> bool:
+    """Return whether every logit is a number; the sum is cheaper than a mask, and catches all."""
+    return math.isfinite(float(np.asarray(logit, np.float64).sum()))
