@@ -17,16 +17,19 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import polars as pl
+import torch
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import Schema
 from headwater.models.network import CTRNetwork
+from headwater.pipelines.assemble import load_trained
 from headwater.pipelines.console import note
 from headwater.pipelines.golden import golden_rows
 from headwater.pipelines.graph import release_graph, slot_tables
 from headwater.pipelines.job import Job
 from headwater.pipelines.onnx_builder import OUTPUT
 from headwater.pipelines.parity import check, torch_scores
+from headwater.pipelines.prepared import load_prepared
 from headwater.pipelines.release_writer import digest, publish, workspace
 from headwater.pipelines.runs import Run, writing
 from headwater.pipelines.score import frame_to_arrays
@@ -49,16 +52,16 @@ def export(run: Run, releases: Path = Path("releases")) -> Path:
     OutputError where the release cannot be written; then nothing is left of it.
     """
     metrics = run.read("metrics.json")
-    prepared = ...
-    network = ...
+    prepared = load_prepared(Path(metrics["prepared"]))
+    placement = load_trained(run, prepared.schema, torch.device("cpu"))
     return export_network(
-        network,
+        placement.network,
         prepared.schema,
-        pl.read_parquet(prepared.path / "sample.parquet"),
+        pl.read_parquet(prepared.sample),
         run.job,
         releases,
         metrics={split: metrics[split] for split in ("valid", "test") if metrics.get(split)},
-        time_range_ms=...,
+        time_range_ms=prepared.statistics.time_range_ms,
     )
 
 

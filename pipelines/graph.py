@@ -65,8 +65,12 @@ def release_graph(
                 f"raw column {OUTPUT!r}: this is the name of the release's output. "
                 "Rename the column by `derive` in [data]."
             )
-    encoders = encoders_graph(schema, dict.fromkeys(context, CONTEXT_ROWS))
-    graph = GraphBuilder(encoders.model(), opset=opset)
+    encoders = encoders_graph(schema).model()
+    for value in encoders.graph.input:
+        # A name of its own: onnxruntime may share memory between tensors of equal named shapes.
+        if value.name.removesuffix(".length") in context or value.name in context:
+            value.type.tensor_type.shape.dim[0].dim_param = CONTEXT_ROWS
+    graph = GraphBuilder(encoders, opset=opset)
     codes, dense = _matrices(graph, schema, frozenset(context))
     values = {n: _slot(graph, schema, n, tables, codes, dense) for n, tables in slots.items()}
     dims = {n: (len(t), next(iter(t.values())).shape[-1]) for n, t in slots.items()}

@@ -51,15 +51,15 @@ class ReleaseGraph:
     model: ModelProto
     tables: list[StackedTable] = field(default_factory=list)
 
-    def write(self, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -> list[Path]:
-        """Write `path` and, beside it, tables of `external_bytes` or more; return the files."""
+    def write(self, path: Path) -> list[Path]:
+        """Write `path` and, beside it, tables of EXTERNAL_BYTES or more; return the files."""
         model = ModelProto()
         model.CopyFrom(self.model)
         external: list[tuple[StackedTable, int]] = []
         inline_bytes = offset = 0
         for table in sorted(self.tables, key=lambda table: table.num_bytes):
             inline_bytes += table.num_bytes
-            if table.num_bytes < external_bytes and inline_bytes < INLINE_BYTES:
+            if table.num_bytes < EXTERNAL_BYTES and inline_bytes < INLINE_BYTES:
                 tensor = numpy_helper.from_array(np.concatenate(table.parts), table.name)
             else:
                 tensor = _external_tensor(table, offset)

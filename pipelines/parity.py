@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -77,7 +78,8 @@ def torch_scores(
         dense_BD=torch.from_numpy(dense),
         label_B=torch.zeros(len(rows)),
     )
-    with torch.inference_mode():
+    # Not inference mode: fbgemm's lookup has no kernel for it on a CPU.
+    with torch.no_grad():
         logit = network(batch).double().cpu()
     # Sampling made the odds 1 / rate times too large.
     odds = torch.exp(logit) * negative_rate
@@ -141,7 +143,8 @@ def differing_columns(schema: Schema, rows: pl.DataFrame) -> list[str]:
     session = onnxruntime.InferenceSession(encoders_graph(schema).model().SerializeToString())
     names = [node.name for node in session.get_outputs()]
     inputs = [Input(name=raw.name, dtype=raw.dtype, is_list=raw.is_list) for raw in schema.raw]
-    outputs = dict(zip(names, session.run(names, frame_to_arrays(rows, inputs)), strict=True))
+    codes = cast("list[NDArray[Any]]", session.run(names, frame_to_arrays(rows, inputs)))
+    outputs = dict(zip(names, codes, strict=True))
     return [
         column.name
         for column in schema.columns

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from headwater.pipelines.publish import sync
 from headwater.pipelines.runs import sync_folder, writing
 from headwater.pipelines.score import versions
 from headwater.serving.manifest import MANIFEST_NAME, Manifest
@@ -60,16 +61,13 @@ def publish(part: Path, folder: Path, manifest: Manifest) -> Path:
     The release is first opened as a service opens it, golden rows and all.
     """
     with writing(folder):
-        for path in part.iterdir():
-            _sync(path)
         proven = False
         while True:
             version = max(versions(folder), default=0) + 1
             numbered = msgspec.structs.replace(manifest, version=version)
-            path = part / MANIFEST_NAME
-            path.write_bytes(msgspec.json.format(msgspec.json.encode(numbered), indent=1))
-            _sync(path)
-            sync_folder(part)
+            content = msgspec.json.format(msgspec.json.encode(numbered), indent=1)
+            (part / MANIFEST_NAME).write_bytes(content)
+            sync(part)
             if not proven:
                 load_release(part)
                 proven = True
@@ -115,11 +113,3 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,492 @@
+"""What a release promises: the graph computes what was trained, and a folder is whole or absent."""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import polars as pl
+import pytest
+import torch
+
+from headwater.feature_store import schema as fs
+from headwater.feature_store.errors import (
+    FeatureError,
+    JobError,
+    OutputError,
+    ParityError,
+    ReleaseError,
+)
+from headwater.models.registry import MODELS
+from headwater.pipelines import onnx_builder, release_writer
+from headwater.pipelines.export import export_network
+from headwater.pipelines.golden import golden_rows
+from headwater.pipelines.graph import release_graph, slot_tables
+from headwater.pipelines.parity import differing_columns, encoded, torch_scores
+from headwater.pipelines.score import frame_to_arrays
+from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, Input, Manifest
+from headwater.serving.release import load_release, read_manifest
+
+# torch's exporter loads for seconds, in whichever test comes first.
+pytestmark = pytest.mark.timeout(120)
+
+SMALL: dict[str, dict[str, Any]] = {
+    "logistic_regression": {},
+    "fm": {"embedding_dim": 4},
+    "dnn": {"embedding_dim": 4, "hidden": (16, 8)},
+    "dual_mlp": {"embedding_dim": 4, "hidden_1": (16,), "hidden_2": (8,)},
+    "deepfm": {"embedding_dim": 4, "hidden": (16,)},
+    "dcnv2": {"embedding_dim": 4, "hidden": (16,)},
+    "finalmlp": {
+        "embedding_dim": 4,
+        "hidden_1": (20,),
+        "hidden_2": (10,),
+        "gate_hidden": (8,),
+        "gate_1_context": ("user", "price_z"),
+        "gate_2_context": ("tags", "seen"),
+    },
+}
+CONTEXT = ["user", "tags", "city", "ts"]
+PAGE = Path(__file__).parents[2] / "docs" / "release.md"
+
+
+def run_graph(path: Path, arrays: dict[str, Any]) -> np.ndarray:
+    """Score with plain onnxruntime, as a reader of docs/release.md would."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path / MODEL_NAME, options)
+    return np.asarray(session.run(["prob"], arrays)[0])
+
+
+def arrays_of(rows: pl.DataFrame, names: list[str], schema: fs.Schema) -> dict[str, Any]:
+    raw = {column.name: column for column in schema.raw}
+    inputs = [Input(name=n, dtype=raw[n].dtype, is_list=raw[n].is_list) for n in names]
+    return frame_to_arrays(rows, inputs)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_graph_equals_network_for_every_model(
+    model: str,
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network = make_network(model, **SMALL[model])
+    release = export_network(
+        network, click_schema, click_rows, make_job(model, context=CONTEXT), tmp_path
+    )
+
+    expected = torch_scores(network, click_schema, click_rows, 1.0)
+    names = [column.name for column in click_schema.raw]
+    prob = run_graph(release, arrays_of(click_rows, names, click_schema))
+    assert prob.dtype == np.float32
+    assert prob.shape == (len(click_rows),)
+    np.testing.assert_allclose(prob, expected, atol=2e-6, rtol=0)
+    assert prob.std() > 0.02
+    manifest = read_manifest(release)
+    assert manifest.parity["max_abs_diff"] <= 2e-6
+    assert manifest.parity["p99_abs_diff"] <= manifest.parity["max_abs_diff"]
+    assert manifest.parity["auc_torch"] == pytest.approx(manifest.parity["auc_onnx"], abs=1e-4)
+    assert all(manifest.parity[f"latency_ms_{rows}"] > 0 for rows in (1, 32, 512))
+
+    # One row alone scores as among others, and a context given once as the same one repeated.
+    one = run_graph(release, arrays_of(click_rows[7:8], names, click_schema))
+    np.testing.assert_allclose(one, prob[7:8], atol=1e-6, rtol=0)
+    rest = [name for name in names if name not in CONTEXT]
+    candidates = arrays_of(click_rows, rest, click_schema)
+    once = run_graph(release, candidates | arrays_of(click_rows[3:4], CONTEXT, click_schema))
+    same = arrays_of(click_rows[[3] * len(click_rows)], CONTEXT, click_schema)
+    np.testing.assert_allclose(once, run_graph(release, candidates | same), atol=1e-6, rtol=0)
+    assert once[3] == pytest.approx(prob[3], abs=1e-6)
+
+
+@pytest.mark.parametrize("opset", [18, 20, 22])
+def test_graph_is_valid_onnx_of_the_chosen_operator_set(
+    opset: int,
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    release = export_network(
+        make_network("deepfm", **SMALL["deepfm"]),
+        click_schema,
+        click_rows,
+        make_job("deepfm", opset=opset),
+        tmp_path,
+    )
+    model = onnx.load(release / MODEL_NAME)
+    onnx.checker.check_model(model, full_check=True)
+    assert {item.domain: item.version for item in model.opset_import}[""] == opset
+    inputs = {value.name for value in model.graph.input}
+    assert inputs == {column.name for column in click_schema.raw} | {"tags.length", "seen.length"}
+    assert [value.name for value in model.graph.output] == ["prob"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["user"], ["seen"], ["price_z"], ["tags", "price_z", "user"], ["price_z", "city", "seen"]],
+)
+@pytest.mark.parametrize("context", ["none", "all"])
+def test_any_set_of_columns_can_be_released(
+    names: list[str],
+    context: str,
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    columns = {column.name: column for column in click_schema.columns}
+    chosen = tuple(columns[name] for name in names)
+    wanted = [name for column in chosen for name in column.inputs]
+    raw = tuple(column for column in click_schema.raw if column.name in wanted)
+    schema = fs.Schema(raw=raw, columns=chosen)
+    network = make_network("logistic_regression", schema=schema)
+    job = make_job("logistic_regression", context=wanted if context == "all" else [])
+
+    release = export_network(network, schema, click_rows, job, tmp_path)
+
+    prob = run_graph(release, arrays_of(click_rows, wanted, schema))
+    expected = torch_scores(network, schema, click_rows, 1.0)
+    np.testing.assert_allclose(prob, expected, atol=2e-6, rtol=0)
+
+
+def test_a_scalar_slot_costs_an_add_and_a_gather(
+    click_schema: fs.Schema, make_network: Callable[..., Any]
+) -> None:
+    """At one row the number of nodes is the time; lists and numbers cost a few more."""
+    columns = tuple(c for c in click_schema.columns if c.name in ("user", "city", "hour"))
+    schema = fs.Schema(raw=click_schema.raw, columns=columns)
+    network = make_network("logistic_regression", schema=schema)
+    graph = release_graph(schema, slot_tables(network.embeddings), network.model)
+    nodes = [n.op_type for n in graph.model.graph.node if n.name.startswith(("emb/", "first_BF1"))]
+    assert nodes == ["Concat", "Add", "Gather"]
+
+
+def test_sampled_negatives_are_corrected_in_the_graph(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    """Keeping a tenth of the negatives makes the odds ten times too large; the order stays."""
+    network = make_network("fm", **SMALL["fm"])
+    names = [column.name for column in click_schema.raw]
+    arrays = arrays_of(click_rows, names, click_schema)
+    plain = export_network(network, click_schema, click_rows, make_job("fm"), tmp_path)
+    job = make_job("fm", negative_rate=0.1)
+    corrected = export_network(network, click_schema, click_rows, job, tmp_path)
+    sampled, true = (
+        run_graph(plain, arrays).astype(float),
+        run_graph(corrected, arrays).astype(float),
+    )
+    np.testing.assert_allclose(true / (1 - true), 0.1 * sampled / (1 - sampled), rtol=1e-3)
+    assert read_manifest(corrected).calibration == {"negative_rate": 0.1}
+
+
+def test_correction_restores_the_base_rate_of_unsampled_data() -> None:
+    """A model that is right on sampled data is right on all data once its odds are multiplied."""
+    positives, negatives, rate = 50, 9_950, 0.2
+    prob_sampled = positives / (positives + rate * negatives)
+    logit = math.log(prob_sampled / (1 - prob_sampled)) + math.log(rate)
+    assert 1 / (1 + math.exp(-logit)) == pytest.approx(positives / (positives + negatives))
+
+
+def test_export_beyond_tolerance_is_refused_and_leaves_nothing(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network = make_network("dnn", **SMALL["dnn"])
+    job = make_job("dnn", tolerance=1e-12)
+    with pytest.raises(ParityError, match=r"in row \d+ of the sample .*tolerance = 1e-12.*equal"):
+        export_network(network, click_schema, click_rows, job, tmp_path / "releases")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_scores_nan_is_refused(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network = make_network("logistic_regression")
+    with torch.no_grad():
+        network.model.bias.fill_(math.nan)
+    with pytest.raises(ParityError, match="differs from the network by nan"):
+        export_network(network, click_schema, click_rows, make_job("logistic_regression"), tmp_path)
+
+
+def test_both_compilers_agree_on_the_rows(
+    click_schema: fs.Schema, click_rows: pl.DataFrame
+) -> None:
+    assert differing_columns(click_schema, click_rows) == []
+
+
+def test_golden_rows_take_the_branches_of_missing_and_unknown(
+    click_schema: fs.Schema, click_rows: pl.DataFrame
+) -> None:
+    real, made = golden_rows(click_schema, click_rows.drop_nulls(), 32)
+    assert len(real) + len(made) == 32
+    assert len(real) >= 24
+    codes, _ = encoded(click_schema, made)
+    for column, place in click_schema.slots():
+        assert 0 in codes[:, place], column.name
+        if column.name in ("user", "tags", "seen"):
+            assert 1 in codes[:, place], column.name
+
+
+def test_golden_rows_hold_no_infinity(click_schema: fs.Schema, click_rows: pl.DataFrame) -> None:
+    rows = click_rows.with_columns(
+        price=pl.when(pl.int_range(pl.len()) % 2 == 0).then(math.inf).otherwise("price")
+    )
+    real, made = golden_rows(click_schema, rows, 16)
+    assert len(real) + len(made) == 16
+    assert not pl.concat([real, made])["price"].is_infinite().any()
+
+
+@pytest.fixture
+def release(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> Path:
+    return export_network(
+        make_network("fm", **SMALL["fm"]),
+        click_schema,
+        click_rows,
+        make_job("fm", context=["user"], golden_rows=8),
+        tmp_path / "releases",
+        metrics={"valid": {"auc": 0.75, "gauc": None, "logloss": math.nan}},
+        time_range_ms=(1_700_000_000_000, 1_700_000_900_000),
+    )
+
+
+def test_manifest_is_complete(release: Path, click_schema: fs.Schema) -> None:
+    manifest = read_manifest(release)
+    assert release.name == "1"
+    assert (manifest.name, manifest.version, manifest.model_type) == ("clicks", 1, "fm")
+    assert [i.name for i in manifest.inputs if i.role == "context"] == ["user"]
+    assert [f.name for f in manifest.features] == [c.name for c in click_schema.columns]
+    assert manifest.schema_hash == click_schema.hash
+    assert manifest.metrics == {"valid": {"auc": 0.75}}
+    assert manifest.time_range_ms == (1_700_000_000_000, 1_700_000_900_000)
+    assert set(manifest.files) == {path.name for path in release.iterdir()} - {MANIFEST_NAME}
+    assert len(manifest.golden.scores) == 8
+    assert all(len(values) == 8 for values in manifest.golden.rows.values())
+
+
+def test_docs_name_every_field_of_the_manifest() -> None:
+    text = PAGE.read_text()
+    structs: list[Any] = [Manifest]
+    seen: set[str] = set()
+    while structs:
+        for item in msgspec.structs.fields(structs.pop()):
+            seen.add(item.name)
+            structs += [
+                part
+                for part in (item.type, *getattr(item.type, "__args__", ()))
+                if isinstance(part, type) and issubclass(part, msgspec.Struct)
+            ]
+    assert {"golden", "tolerance", "cardinality", "role"} <= seen
+    assert [name for name in sorted(seen) if f"`{name}`" not in text] == []
+
+
+def test_example_of_the_docs_scores(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("user", "price", "tags")
+    schema = fs.Schema(
+        raw=tuple(column for column in click_schema.raw if column.name in names),
+        columns=tuple(column for column in click_schema.columns if column.name in names),
+    )
+    network = make_network("fm", schema=schema)
+    export_network(network, schema, click_rows, make_job("fm"), tmp_path / "releases")
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 8
+    values: dict[str, Any] = {}
+    exec(example, values)
+    assert values["prob"].shape == (2,)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_one_flipped_byte_is_refused(
+    external: bool,
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if external:
+        monkeypatch.setattr(onnx_builder, "EXTERNAL_BYTES", 1)
+    network = make_network("deepfm", **SMALL["deepfm"])
+    release = export_network(network, click_schema, click_rows, make_job("deepfm"), tmp_path)
+    files = {MODEL_NAME, onnx_builder.TABLES_NAME} if external else {MODEL_NAME}
+    assert set(read_manifest(release).files) == files
+    scorer = load_release(release)
+    arrays = frame_to_arrays(click_rows, scorer.manifest.inputs)
+    expected = torch_scores(network, click_schema, click_rows, 1.0)
+    np.testing.assert_allclose(scorer.score(arrays), expected, atol=2e-6, rtol=0)
+    for name in files:
+        path = release / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ReleaseError, match=f"{name}: corrupt"):
+            load_release(release)
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def test_external_tables_stay_below_the_limit_of_protobuf(
+    click_schema: fs.Schema,
+    make_network: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tables that are small one by one go beside the model once they add up to too much."""
+    monkeypatch.setattr(onnx_builder, "INLINE_BYTES", 3_500)
+    network = make_network("deepfm", **SMALL["deepfm"])
+    graph = release_graph(click_schema, slot_tables(network.embeddings), network.model)
+    graph.write(tmp_path / MODEL_NAME)
+    model = onnx.load(tmp_path / MODEL_NAME, load_external_data=False)
+    outside = {t.name for t in model.graph.initializer if t.data_location == t.EXTERNAL}
+    assert outside == {"emb_BFD/table"}
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Generator[None]:
+    """Make the kernel refuse longer files, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network = make_network("fm", **SMALL["fm"])
+    job = make_job("fm")
+    with largest_file(10_000), pytest.raises(OutputError, match="clicks: cannot be written"):
+        export_network(network, click_schema, click_rows, job, tmp_path / "releases")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_earlier_versions(
+    release: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network = make_network("fm", **SMALL["fm"])
+    with largest_file(10_000), pytest.raises(OutputError):
+        export_network(network, click_schema, click_rows, make_job("fm"), release.parent.parent)
+    assert [path.name for path in release.parent.iterdir()] == ["1"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from headwater.pipelines.release_writer import workspace
+with workspace(Path(sys.argv[1])) as part:
+    (part / "model.onnx").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_export_left_is_never_a_version_and_goes_with_the_next(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "clicks"
+    subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
+    assert [path.name[:5] for path in folder.iterdir()] == [".tmp-"]
+    assert release_writer.versions(folder) == []
+    with release_writer.workspace(folder) as living, release_writer.workspace(folder) as other:
+        assert set(folder.iterdir()) == {living, other}
+    assert list(folder.iterdir()) == []
+
+
+def test_two_exports_at_once_take_two_versions(release: Path) -> None:
+    folder = release.parent
+    manifest = read_manifest(release)
+    start = threading.Barrier(4)
+    made: list[Path] = []
+
+    def publish() -> None:
+        with release_writer.workspace(folder) as part:
+            (part / MODEL_NAME).write_bytes((release / MODEL_NAME).read_bytes())
+            start.wait()
+            made.append(release_writer.publish(part, folder, manifest))
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in made) == ["2", "3", "4", "5"]
+    assert all(read_manifest(path).version == int(path.name) for path in made)
+
+
+def test_a_column_named_as_the_output_is_refused(make_network: Callable[..., Any]) -> None:
+    step = fs.Lookup(keys=(1,))
+    schema = fs.Schema(
+        raw=(fs.RawColumn(name="prob", dtype="int64"),),
+        columns=(
+            fs.EncodedColumn(
+                name="p", encoder="vocabulary", inputs=("prob",), steps=(step,), cardinality=3
+            ),
+        ),
+    )
+    network = make_network("logistic_regression", schema=schema)
+    with pytest.raises(FeatureError, match="'prob'"):
+        release_graph(schema, slot_tables(network.embeddings), network.model)
+
+
+def test_unknown_context_column_names_the_nearest(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    job = make_job("fm", context=["usr"])
+    with pytest.raises(JobError, match=r"export\.context: 'usr'.*Did you mean 'user'\?"):
+        export_network(make_network("fm"), click_schema, click_rows, job, tmp_path)

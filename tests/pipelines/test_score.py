@@ -1,0 +1,228 @@
+"""`headwater score`: a file's rows with the graph's numbers, in bounded memory, without torch."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from headwater.feature_store import schema as fs
+from headwater.feature_store.errors import DataError, OutputError, ReleaseError
+from headwater.pipelines.export import export_network
+from headwater.pipelines.parity import torch_scores
+from headwater.pipelines.score import frame_to_arrays, score
+from headwater.serving.release import load_release
+
+# torch's exporter loads for seconds, in whichever test comes first.
+pytestmark = pytest.mark.timeout(120)
+SCALARS = ["user", "city", "price", "ts"]
+
+
+@pytest.fixture(scope="module")
+def release(
+    tmp_path_factory: pytest.TempPathFactory,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> Path:
+    network = make_network("fm", embedding_dim=4)
+    folder = tmp_path_factory.mktemp("releases")
+    return export_network(network, click_schema, click_rows, make_job("fm"), folder)
+
+
+@pytest.fixture(scope="module")
+def scalar_release(
+    tmp_path_factory: pytest.TempPathFactory,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> Path:
+    """Return a release without lists, which CSV cannot hold."""
+    schema = fs.Schema(
+        raw=tuple(column for column in click_schema.raw if column.name in SCALARS),
+        columns=tuple(c for c in click_schema.columns if c.name not in ("tags", "seen")),
+    )
+    network = make_network("fm", schema=schema, embedding_dim=4)
+    folder = tmp_path_factory.mktemp("releases")
+    return export_network(network, schema, click_rows, make_job("fm"), folder)
+
+
+def graph_scores(release: Path, rows: pl.DataFrame) -> np.ndarray:
+    scorer = load_release(release)
+    return scorer.score(frame_to_arrays(rows, scorer.manifest.inputs))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 1_000_000])
+def test_parquet_rows_get_the_scores_of_the_graph(
+    batch_rows: int, release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows[:50].with_row_index("request")
+    rows.write_parquet(tmp_path / "rows.parquet")
+    result = score(
+        release, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet", batch_rows=batch_rows
+    )
+    scored = pl.read_parquet(tmp_path / "out.parquet")
+    assert result["rows"] == len(scored) == 50
+    assert result["release"] == "clicks/1"
+    assert scored.columns == [*rows.columns, "prob"]
+    assert scored["request"].to_list() == list(range(50))
+    assert scored["tags"].to_list() == rows["tags"].to_list()
+    np.testing.assert_allclose(scored["prob"], graph_scores(release, rows), atol=1e-7, rtol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.parquet"]
+
+
+def test_scores_are_those_of_the_network(
+    release: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    click_rows.write_parquet(tmp_path / "rows.parquet")
+    score(release, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")
+    expected = torch_scores(make_network("fm", embedding_dim=4), click_schema, click_rows, 1.0)
+    np.testing.assert_allclose(
+        pl.read_parquet(tmp_path / "out.parquet")["prob"], expected, atol=2e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+@pytest.mark.parametrize("out", ["out.csv", "out.parquet"])
+def test_text_files_score_as_typed_ones(
+    suffix: str, out: str, scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows.select(*SCALARS, note=pl.lit('007, "x"'))
+    source = tmp_path / f"rows.{suffix}"
+    rows.write_csv(source) if suffix == "csv" else rows.write_ndjson(source)
+    score(scalar_release, str(source), tmp_path / out)
+    if out.endswith("csv"):
+        scored = pl.read_csv(tmp_path / out, infer_schema_length=None)
+    else:
+        scored = pl.read_parquet(tmp_path / out)
+    assert scored["note"].to_list() == ['007, "x"'] * len(rows)
+    np.testing.assert_allclose(
+        scored["prob"], graph_scores(scalar_release, rows), atol=1e-7, rtol=0
+    )
+
+
+def test_text_that_looks_like_a_number_stays_text(
+    scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows.head(4).with_columns(city=pl.Series(["007", "7", "1.0", None]))
+    rows.select(SCALARS).write_csv(tmp_path / "rows.csv")
+    score(scalar_release, str(tmp_path / "rows.csv"), tmp_path / "out.csv")
+    scored = pl.read_csv(tmp_path / "out.csv", schema_overrides={"city": pl.String})
+    assert scored["city"].to_list() == ["007", "7", "1.0", None]
+    np.testing.assert_allclose(
+        scored["prob"], graph_scores(scalar_release, rows), atol=1e-7, rtol=0
+    )
+
+
+def test_a_model_folder_means_its_highest_version(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    for version in ("9", "10"):
+        shutil.copytree(release, model / version)
+    (model / "11").mkdir()
+    (model / "10" / "model.onnx").write_bytes(b"not a graph")
+    click_rows.write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ReleaseError, match=r"10/model\.onnx"):
+        score(model, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")
+    shutil.rmtree(model / "10")
+    assert score(model, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")["rows"] == 300
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_without_a_release_is_refused(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="expected a release"):
+        score(tmp_path / folder, "rows.parquet", tmp_path / "out.parquet")
+
+
+def refused(
+    release: Path, rows: pl.DataFrame, tmp_path: Path, message: str, out: str = "out.parquet"
+) -> None:
+    rows.write_parquet(tmp_path / "rows.parquet")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=message):
+        score(release, str(tmp_path / "rows.parquet"), tmp_path / out)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_missing_column_is_named(release: Path, click_rows: pl.DataFrame, tmp_path: Path) -> None:
+    refused(release, click_rows.rename({"price": "prices"}), tmp_path, "'price'.*'prices'")
+
+
+def test_a_column_named_as_the_score_is_refused(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    refused(release, click_rows.with_columns(prob=0.5), tmp_path, "'prob'.*rename")
+
+
+def test_a_value_of_the_wrong_type_is_named_and_nothing_is_written(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows.with_columns(price=pl.lit("N/A"))
+    refused(release, rows, tmp_path, "column 'price'.*N/A")
+
+
+def test_an_unknown_suffix_is_refused(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    refused(release, click_rows, tmp_path, r"\.parquet or \.csv", out="out.xlsx")
+
+
+def test_lists_cannot_be_written_to_csv(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    refused(release, click_rows, tmp_path, "'tags'.*parquet", out="out.csv")
+
+
+@pytest.mark.parametrize("out", ["out.parquet", "out.csv"])
+def test_a_full_disk_keeps_the_old_file(
+    out: str, scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    click_rows.select(SCALARS).write_parquet(tmp_path / "rows.parquet")
+    (tmp_path / out).write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(OutputError, match=out):
+            score(scalar_release, str(tmp_path / "rows.parquet"), tmp_path / out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / out).read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out, "rows.parquet"])
+
+
+NO_TORCH = """
+import sys
+from pathlib import Path
+from headwater.pipelines.score import score
+score(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+assert not {"torch", "torchrec", "onnx"} & set(sys.modules), "loaded"
+"""
+
+
+def test_scoring_loads_neither_torch_nor_onnx(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    click_rows.write_parquet(tmp_path / "rows.parquet")
+    arguments = [str(release), str(tmp_path / "rows.parquet"), str(tmp_path / "out.parquet")]
+    subprocess.run([sys.executable, "-c", NO_TORCH, *arguments], check=True)
+
+
+def test_no_rows_give_no_scores(release: Path, click_rows: pl.DataFrame, tmp_path: Path) -> None:
+    click_rows.head(0).write_parquet(tmp_path / "rows.parquet")
+    assert score(release, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")["rows"] == 0
+    assert pl.read_parquet(tmp_path / "out.parquet").columns == [*click_rows.columns, "prob"]
