@@ -93,6 +93,12 @@ def _open(path: Path, manifest: Manifest) -> Scorer:
         raise ReleaseError(
             f"{path / MODEL_NAME}: onnxruntime cannot open it: {error}; {_AGAIN}"
         ) from error
+    names = [output.name for output in manifest.outputs]
+    if len(names) != 1 or names[0] not in {node.name for node in session.get_outputs()}:
+        raise ReleaseError(
+            f"{path / MANIFEST_NAME}: outputs: expected one output of the graph, found {names}; "
+            f"{_AGAIN}"
+        )
     scorer = Scorer(session, manifest)
     expected = {name: GRAPH_TYPES[t.dtype] for name, t in scorer.signature.tensors.items()}
     found = {node.name: node.type for node in session.get_inputs()}
@@ -100,11 +106,6 @@ def _open(path: Path, manifest: Manifest) -> Scorer:
         differ = sorted(found.items() ^ expected.items())
         raise ReleaseError(
             f"{path / MODEL_NAME}: its inputs are not those of the manifest: {differ}; {_AGAIN}"
-        )
-    names = [output.name for output in manifest.outputs]
-    if len(names) != 1 or names[0] not in {node.name for node in session.get_outputs()}:
-        raise ReleaseError(
-            f"{path / MANIFEST_NAME}: outputs: expected one output of the graph, found {names}; {_AGAIN}"
         )
     return scorer
 

@@ -124,7 +124,8 @@ def from_json(raw: msgspec.Raw, dtype: Dtype) -> Array:
         if dtype == "string":
             return np.array(_STRINGS.decode(buffer), object)
         return _numbers(buffer, dtype)
-    except (msgspec.ValidationError, TypeError, ValueError):
+    except (msgspec.ValidationError, TypeError, ValueError, RuntimeError):
+        # A null, a wrong type, or a number that simdjson cannot hold (it raises all three).
         values = _nested(any_json(raw))
         return flat(values, dtype)
 

@@ -70,7 +70,7 @@ class _Graph:
 
     def lookup(self, tensor: str, keys: tuple[str, ...]) -> str:
         """Return a float of each string: 0 for '', 1 for an unknown one, from 2 by position."""
-        code = self.add(
+        return self.add(
             "LabelEncoder",
             tensor,
             domain="ai.onnx.ml",
@@ -78,7 +78,6 @@ class _Graph:
             values_floats=[0.0, *(2.0 + index for index in range(len(keys)))],
             default_float=1.0,
         )
-        return code
 
     def number(self, tensor: str, dtype: str) -> str:
         """Return a float of each number, 0 where it is missing."""
@@ -88,9 +87,7 @@ class _Graph:
         else:
             absent = self.add("Equal", tensor, self.constant(INT64_MIN, np.int64))
             zero = self.constant(0, np.int64)
-        return self.add(
-            "Cast", self.add("Where", absent, zero, tensor), to=TensorProto.FLOAT
-        )
+        return self.add("Cast", self.add("Where", absent, zero, tensor), to=TensorProto.FLOAT)
 
     def masked_sum(self, value: str, length: str) -> str:
         """Return the sum over the first `length` entries of each row, `[N, 1]`."""
@@ -116,9 +113,7 @@ def _build_model(bias: float) -> onnx.ModelProto:
         scaled = graph.add("Mul", term, graph.constant(0.01, np.float32))
         total = graph.add("Add", total, scaled)
     shape = graph.constant([-1], np.int64)
-    graph.nodes.append(
-        helper.make_node("Reshape", [graph.add("Sigmoid", total), shape], ["prob"])
-    )
+    graph.nodes.append(helper.make_node("Reshape", [graph.add("Sigmoid", total), shape], ["prob"]))
     inputs: list[onnx.ValueInfoProto] = []
     for column in INPUTS:
         wide: list[Any] = [None, None if column.is_list else 1]
@@ -247,7 +242,9 @@ class Server:
         return self.request("GET", path)
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
-        return self.request("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        return self.request(
+            "POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()}
+        )
 
     def metric(self, name: str) -> float:
         """Return the value of a sample, as `name{label="value"}`; 0 where it is not there."""
@@ -343,7 +340,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A releases folder with three versions of the model `shop`."""
+    """Return a releases folder with three versions of the model `shop`."""
     folder = tmp_path_factory.mktemp("releases")
     for version in (1, 2, 3):
         _write_release(folder, "shop", version)
@@ -352,5 +349,5 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(shop: Path, start_server: StartServer) -> Server:
-    """The server that tests share which only ask it."""
+    """Return the server that tests share which only ask it."""
     return start_server(shop)

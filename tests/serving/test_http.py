@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
+from headwater.feature_store.errors import InputError
+from headwater.serving.command import serve
+
 RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}]}).encode()
 
 
 @pytest.fixture(scope="module")
 def strict(shop: Path, start_server: Callable[..., Any]) -> Any:
-    """A server with short time and small bounds."""
+    """Return a server with short time and small bounds."""
     return start_server(shop, timeout_s=1.0, max_body_bytes=2000, max_queue_rows=20)
 
 
@@ -125,7 +128,10 @@ def test_unknown_paths_share_one_metric(server: Any) -> None:
     [
         (b"nonsense\r\n\r\n", 400),
         (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n", 400),
-        (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", 400),
+        (
+            b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            400,
+        ),
         (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-encoding: \xff\r\n\r\n", 400),
         (_post("/v2/models/shop/infer", b"{}", "inference-header-content-length: \xb2"), 400),
@@ -162,9 +168,13 @@ def test_chunked_body_is_bounded_too(strict: Any) -> None:
 
 def test_huge_body_is_cut_off(strict: Any, raw: Callable[..., socket.socket]) -> None:
     client = raw(strict, _post("/v1/rank", b"", length=10**12))
-    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+
+    def send_for_ever() -> None:
         for _ in range(10_000):
             client.sendall(b" " * 65536)
+
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        send_for_ever()
     assert strict.get("/v2/health/live")[0] == 200
 
 
@@ -249,14 +259,18 @@ def test_drain_is_bounded_by_the_timeout(
     assert server.process.wait(10) == 0
 
 
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=25)
+
+
 def test_second_server_on_the_same_port_is_refused(server: Any, shop: Path) -> None:
-    code = (
+    done = _python(
         "import sys\nfrom pathlib import Path\nfrom headwater.serving.command import serve\n"
         "from headwater.feature_store.errors import InputError\n"
         f"try: serve(Path({str(shop)!r}), port={server.port})\n"
         "except InputError as error: sys.exit(str(error))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert "cannot listen there" in done.stderr
     assert server.get("/v2/health/ready")[0] == 200
 
@@ -272,38 +286,30 @@ def test_second_server_on_the_same_port_is_refused(server: Any, shop: Path) -> N
     ],
 )
 def test_bad_option_is_refused(shop: Path, options: dict[str, Any], message: str) -> None:
-    from headwater.feature_store.errors import InputError
-    from headwater.serving.command import serve
-
     with pytest.raises(InputError, match=message):
         serve(shop, **options)
 
 
 def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    from headwater.feature_store.errors import InputError
-    from headwater.serving.command import serve
-
-    with pytest.raises(InputError, match="expected a folder of releases.*found nothing"):
+    with pytest.raises(InputError, match=r"expected a folder of releases.*found nothing"):
         serve(tmp_path / "releases")
 
 
 def test_process_holds_no_training_library() -> None:
-    code = (
+    done = _python(
         "import sys, headwater.serving.command, headwater.serving.http, granian.server.embed\n"
         "banned = {'torch', 'polars', 'onnx', 'pyarrow', 'pydantic', 'torchrec', 'pandas'}\n"
         "print(sorted(banned & {name.partition('.')[0] for name in sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "[]\n", done.stderr
 
 
 def test_command_imports_nothing_heavy() -> None:
-    code = (
+    done = _python(
         "import sys, headwater.serving.command\n"
         "heavy = {'onnxruntime', 'granian', 'numpy', 'simdjson', 'prometheus_client'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -316,8 +322,9 @@ def test_queue_that_is_full_answers_429_at_once(
 
     def ask() -> None:
         connection = server.connect()
-        for _ in range(5):
-            answers.append(server.request("POST", "/v1/rank", body, connection=connection))
+        answers.extend(
+            server.request("POST", "/v1/rank", body, connection=connection) for _ in range(5)
+        )
 
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from headwater.feature_store.schema import INT64_MIN
 
@@ -27,7 +28,7 @@ def client(server: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def arrays(make_rows: Callable[..., Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """The tensors of five rows, as a client makes them."""
+    """Return the tensors of five rows, as a client makes them."""
     rows = make_rows(N)
     tags = [[*row, *[""] * (3 - len(row))] for row in rows["tags"]]
     return {
@@ -124,7 +125,9 @@ def test_client_that_names_no_output_gets_binary(
 
 def test_client_gets_the_message_of_an_error(client: Any, arrays: dict[str, Any]) -> None:
     arrays["user"] = arrays["user"].astype(np.float64)
-    with pytest.raises(Exception, match=r"\$\.inputs\[0\]\.datatype: expected INT64") as caught:
+    with pytest.raises(
+        InferenceServerException, match=r"\$\.inputs\[0\]\.datatype: expected INT64"
+    ) as caught:
         client.infer("shop", _inputs(arrays, binary=True))
     assert caught.value.status() == "400"
 
