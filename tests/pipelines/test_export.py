@@ -31,11 +31,14 @@ from headwater.feature_store.errors import (
 )
 from headwater.models.registry import MODELS
 from headwater.pipelines import onnx_builder, release_writer
-from headwater.pipelines.export import export_network
+from headwater.pipelines.export import export, export_network
 from headwater.pipelines.golden import golden_rows
 from headwater.pipelines.graph import release_graph, slot_tables
+from headwater.pipelines.job import Job
 from headwater.pipelines.parity import differing_columns, encoded, torch_scores
+from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.score import frame_to_arrays
+from headwater.pipelines.train import train
 from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, Input, Manifest
 from headwater.serving.release import load_release, read_manifest
 
@@ -296,6 +299,23 @@ def test_manifest_is_complete(release: Path, click_schema: fs.Schema) -> None:
     assert set(manifest.files) == {path.name for path in release.iterdir()} - {MANIFEST_NAME}
     assert len(manifest.golden.scores) == 8
     assert all(len(values) == 8 for values in manifest.golden.rows.values())
+
+
+@pytest.mark.parametrize("mode", ["fused", "dense"])
+def test_a_trained_run_is_exported_with_its_best_weights(
+    mode: str, tiny_job: Callable[..., Job], tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    job = tiny_job(epochs=2, sparse={"mode": mode})
+    run = train(job, tiny_prepared, runs=tmp_path / "runs")
+    release = export(run, tmp_path / "releases")
+    assert release == tmp_path / "releases" / "tiny" / "1"
+    manifest = load_release(release).manifest
+    metrics = run.read("metrics.json")
+    assert manifest.metrics["valid"]["auc"] == metrics["valid"]["auc"]
+    # The sample is all of the validation rows here.
+    assert manifest.parity["auc_onnx"] == pytest.approx(metrics["valid"]["auc"], abs=1e-3)
+    assert manifest.schema_hash == tiny_prepared.schema.hash
+    assert export(run, tmp_path / "releases").name == "2"
 
 
 def test_docs_name_every_field_of_the_manifest() -> None:
