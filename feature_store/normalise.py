@@ -84,6 +84,8 @@ def data_errors(source: str = "data") -> Generator[None]:
         if match is None:
             raise
         found, wanted, column, values = match.groups()
+        words = {"i64": "int64", "f64": "double", "str": "string"}
+        found, wanted = words.get(found, found), words.get(wanted, wanted)
         raise DataError(
             f"{source}: column {column!r}: expected {wanted}, found {found} for {values}. Clean "
             f"the values, or set the feature's `dtype` or its `column`."
@@ -136,5 +138,5 @@ def _whole(value: pl.Expr) -> pl.Expr:
     number = value.cast(pl.Float64).fill_nan(None)
     integer = number.cast(pl.Int64, strict=False)
     exact = integer.cast(pl.Float64) == number
-    refused = pl.when(exact.fill_null(value=False)).then(None).otherwise(number)
+    refused = pl.when(~exact.fill_null(value=False)).then(number)
     return pl.when(exact).then(integer).otherwise(refused.cast(pl.String).cast(pl.Int64))

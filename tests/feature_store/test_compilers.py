@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import polars as pl
 import pytest
@@ -28,12 +27,7 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.fit import fit
 from headwater.feature_store.normalise import POLARS_TYPES
 from headwater.feature_store.onnx_compiler import encoders_graph
-from headwater.feature_store.polars_compiler import (
-    WIRE_MISSING,
-    encode_frame,
-    missing_and_unknown,
-    normalise,
-)
+from headwater.feature_store.polars_compiler import WIRE_MISSING, encode_frame, normalise
 
 pytestmark = pytest.mark.timeout(240)  # 500 examples a test, perhaps beside busy neighbours
 
@@ -116,15 +110,11 @@ def wire_inputs(schema: fs.Schema, values: Mapping[str, Values]) -> dict[str, np
     return inputs
 
 
-def run_graph(
-    schema: fs.Schema,
-    inputs: Mapping[str, npt.NDArray[Any]],
-    rows: Mapping[str, onnx_compiler.Dim] | None = None,
-) -> Encoded:
+def run_graph(schema: fs.Schema, inputs: Mapping[str, npt.NDArray[Any]]) -> Encoded:
     """Return what the serialised encoder graph gives, by column name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    model = encoders_graph(schema, rows).model()
+    model = encoders_graph(schema).model()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     names = [output.name for output in session.get_outputs()]
     outputs = session.run(names, dict(inputs))
@@ -413,149 +403,6 @@ class TestEncoders:
         schema = fit(encoders, [frame.lazy()], raw)
         rows = [*rows, *train]
         encode_equally(schema, {"s": [s for s, _ in rows], "d": [d for _, d in rows]})
-
-
-class TestGraph:
-    """What a release relies on beyond equal codes."""
-
-    def test_only_murmurhash_is_outside_the_standard_operators(self) -> None:
-        model = encoders_graph(one_of_each()).model()
-        onnx.checker.check_model(model, full_check=False)
-        domains = {node.op_type: node.domain for node in model.graph.node}
-        assert {name for name, domain in domains.items() if domain == "com.microsoft"} == {
-            "MurmurHash3"
-        }
-        assert {node.domain for node in model.graph.node} == {"", "ai.onnx.ml", "com.microsoft"}
-        assert model.ir_version == 10
-
-    def test_inputs_and_outputs_have_the_names_and_types_of_a_release(self) -> None:
-        graph = encoders_graph(one_of_each(), {"s": 1, "l": "R"})
-        types = onnx.TensorProto.DataType
-        infos = {
-            info.name: (
-                types.Name(info.type.tensor_type.elem_type),
-                *(dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim),
-            )
-            for info in (*graph.inputs, *graph.outputs)
-        }
-        assert infos == {
-            "s": ("STRING", 1, 1),
-            "d": ("DOUBLE", "N", 1),
-            "l": ("STRING", "R", "l.L"),
-            "l.length": ("INT64", "R", 1),
-            "code.s": ("INT64", 1, 1),
-            "code.d": ("INT64", "N", 1),
-            "code.h": ("INT64", 1, 1),
-            "dense.z": ("FLOAT", "N", 1),
-            "code.l": ("INT64", "R", 2),
-            "code.both": ("INT64", "N", 1),
-        }
-
-    def test_one_context_row_is_crossed_with_many_candidates(self) -> None:
-        schema = one_of_each()
-        data = {"s": ["a"] * 3, "d": [1.0, None, 5.0], "l": [["a"]] * 3}
-        inputs = wire_inputs(schema, data)
-        every = run_graph(schema, inputs)
-        once = run_graph(schema, inputs | {"s": inputs["s"][:1]}, {"s": 1})
-        assert once["s"].shape == (1, 1)
-        assert once["both"].tolist() == every["both"].tolist()
-
-    def test_no_rows_give_no_codes(self) -> None:
-        encoded = encode_equally(one_of_each(), {"s": [], "d": [], "l": []})
-        assert {codes.shape[0] for codes in encoded.values()} == {0}
-
-    @pytest.mark.parametrize(("length", "codes"), [(5, [2, 3]), (-1, [0, 0]), (1, [2, 0])])
-    def test_a_length_beyond_the_list_reads_as_what_is_there(
-        self, length: int, codes: list[int]
-    ) -> None:
-        schema = one_of_each()
-        inputs = wire_inputs(schema, {"s": ["a"], "d": [1.0], "l": [["a", "b"]]})
-        inputs["l.length"] = np.array([[length]])
-        assert run_graph(schema, inputs)["l"].tolist() == [codes]
-
-    @pytest.mark.parametrize("num_edges", [1, 2, 127, 128, 129, 1000])
-    def test_binary_search_counts_what_comparing_counts(self, num_edges: int) -> None:
-        generator = np.random.default_rng(num_edges)
-        edges = sorted(generator.normal(size=num_edges).tolist())
-        values = [*edges_and_neighbours(edges, "double"), *DOUBLES, None]
-        encoded = check_primitive(fs.Edges(values=tuple(edges)), "double", values)
-        assert encoded["bare"].ravel().tolist() == [passed(edges, v, "double") for v in values]
-
-    def test_engines_agree_over_many_morsels(self) -> None:
-        generator = np.random.default_rng(0)
-        texts = pl.Series(generator.integers(0, 40, 400_000)).cast(pl.String)
-        frame = pl.LazyFrame(
-            {
-                "s": texts,
-                "d": generator.normal(size=400_000),
-                "l": pl.Series(texts.to_numpy().reshape(-1, 1).tolist()),
-            }
-        )
-        encoders = [
-            enc.Vocabulary(name="s", min_count=10_000),
-            enc.Hashed(name="h", column="s", num_buckets=10),
-            enc.LogBuckets(name="d"),
-            enc.Quantiles(name="q", column="d", num_buckets=300),
-            enc.Vocabulary(name="l", length=2),
-            enc.Crossed(name="both", columns=["s", "q"]),
-        ]
-        raw = {
-            "s": fs.RawColumn(name="s", dtype="string"),
-            "d": fs.RawColumn(name="d", dtype="double"),
-            "l": fs.RawColumn(name="l", dtype="string", is_list=True),
-        }
-        schema = fit(encoders, [frame], raw)
-        encoded = encode_frame(normalise(frame, schema.raw), schema)
-        assert encoded.collect(engine="streaming").equals(encoded.collect(engine="in-memory"))
-
-    def test_missing_and_unknown_are_counted_by_example(self) -> None:
-        schema = one_of_each()
-        frame = pl.LazyFrame(
-            {
-                "s": ["a", "q", "", None],
-                "d": [1.0, 2.0, None, math.nan],
-                "l": [["a", "q"], ["q", "q"], [], None],
-            }
-        )
-        encoded = encode_frame(normalise(frame, schema.raw), schema)
-        counts = encoded.select(missing_and_unknown(schema)).collect().row(0, named=True)
-        assert counts == {
-            "s.missing": 2,
-            "s.unknown": 1,
-            "d.missing": 2,
-            "d.unknown": 0,
-            "h.missing": 2,
-            "h.unknown": 0,
-            "l.missing": 2,
-            "l.unknown": 2,
-            "both.missing": 2,
-            "both.unknown": 2,
-        }
-
-
-def one_of_each() -> fs.Schema:
-    """Return a schema of scalars, a number, a list and a crossed column."""
-    raw = (
-        fs.RawColumn(name="s", dtype="string"),
-        fs.RawColumn(name="d", dtype="double"),
-        fs.RawColumn(name="l", dtype="string", is_list=True),
-    )
-    crossed = fs.EncodedColumn(
-        name="both",
-        encoder="crossed",
-        inputs=("s", "d"),
-        steps=(fs.Cross(cardinalities=(4, 4)), fs.Lookup(keys=(11, 15)), fs.Missing()),
-        cardinality=4,
-    )
-    columns = (
-        column("s", "s", fs.Lookup(keys=("a", "b")), fs.Missing()),
-        column("h", "s", fs.Hash(num_buckets=5), fs.Missing()),
-        column("d", "d", fs.Edges(values=(3.0,)), fs.Missing()),
-        column("z", "d", fs.Affine(scale=2.0, offset=1.0), fs.Missing(), dense=True),
-        column("l", "l", fs.Lookup(keys=("a", "b")), fs.Missing(), fs.Pad(length=2)),
-        crossed,
-    )
-    return fs.Schema(raw=raw, columns=columns)
 
 
 def in_lists(values: Values) -> list[list[Any] | None]:
