@@ -190,7 +190,7 @@ def _ndjson_chunks(file: SourceFile, columns: Sequence[str] | None) -> Iterator[
 
 
 def _chosen(frame: pl.DataFrame, columns: Sequence[str] | None) -> Iterator[pl.DataFrame]:
-    if columns is not None:
+    if columns:
         known = [name for name in columns if name in frame.columns]
         # A chunk without any wanted column still has rows.
         empty = pl.repeat(None, pl.len()).alias(columns[0])

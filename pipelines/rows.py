@@ -6,23 +6,18 @@ the raw row stays beside it, in `ROW`, through joins and filters: errors and ran
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.feature_store.normalise import missing_column
+from headwater.pipelines import expressions
 from headwater.pipelines.job import Data, Join
 from headwater.pipelines.sources import Chunk, Table, find_files
 
 ROW = "__row"
 """Number of the raw row in the table, from 0 (Int64)."""
-
-_QUOTED = re.compile(r"'(?:[^']|'')*'")
-_NAME = re.compile(r'"([^"]+)"|([^\W\d]\w*)')
-_IN_LIST = re.compile(r"\b(NOT\s+)?IN\s*\([^()]*\)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +52,11 @@ class Rows:
         readable = {*self._known, *data.derive}
         needed = dict(wanted)
         if data.filter is not None:
-            needed |= _roots(data.filter, readable, "data.filter")
+            needed |= expressions.reads(data.filter, readable, "data.filter")
         for name, text in reversed(data.derive.items()):
             needed.pop(name, None)
-            needed |= _roots(text, readable, f"data.derive.{name}")
-        self._derive = {
-            name: _checked(text, f"data.derive.{name}") for name, text in data.derive.items()
-        }
-        if data.filter is not None:
-            _checked(data.filter, "data.filter")
+            needed |= expressions.reads(text, readable, f"data.derive.{name}")
+        self._derive = dict(data.derive)
         taken: list[list[str]] = []
         for index in reversed(range(len(sides))):
             before = [table, *sides[:index]]
@@ -98,60 +89,16 @@ class Rows:
     def _finish(self, frame: pl.DataFrame) -> pl.DataFrame:
         for name, text in self._derive.items():
             frame = frame.with_columns(
-                self._evaluate(frame, text, f"data.derive.{name}").alias(name)
+                expressions.evaluate(frame, text, f"data.derive.{name}", self._known).alias(name)
             )
         if self._filter is not None:
-            condition = self._evaluate(frame, self._filter, "data.filter")
+            condition = expressions.evaluate(frame, self._filter, "data.filter", self._known)
             if condition.dtype != pl.Boolean:
                 raise JobError(
                     f"data.filter: {self._filter!r} gives {condition.dtype}, expected true or false."
                 )
             frame = frame.filter(condition)
         return frame.select(*self._columns, ROW)
-
-    def _evaluate(self, frame: pl.DataFrame, text: str, key: str) -> pl.Series:
-        try:
-            result = frame.lazy().sql(f'SELECT ({text}) AS "value" FROM self').collect()
-        except pl.exceptions.ColumnNotFoundError as error:
-            found = re.search(r'unable to find column "(.*?)"', str(error))
-            name = found.group(1) if found is not None else "?"
-            raise DataError(f"{key}: {missing_column(name, self._known)}") from None
-        except pl.exceptions.PolarsError as error:
-            names = _roots(text, set(frame.columns), key)
-            types = ", ".join(f"{name} is {frame.schema[name]}" for name in names)
-            raise JobError(f"{key}: {text!r}: {_first_line(error)} ({types}).") from None
-        return result.get_column("value")
-
-
-def _roots(text: str, known: set[str], key: str) -> dict[str, str]:
-    """Return the columns that an expression reads, with what needs them."""
-    names = [quoted or plain for quoted, plain in _NAME.findall(_QUOTED.sub(" ", text))]
-    return {name: f"({key} reads it.)" for name in names if name in known}
-
-
-def _checked(text: str, key: str) -> str:
-    """Return an expression that looks at one row alone; JobError for another."""
-    # Polars resolves IN against columns that a bare expression does not have: for this check only, any
-    # condition of one row stands for it.
-    bare = _IN_LIST.sub("IS NOT NULL", text)
-    try:
-        expression = pl.sql_expr(bare)
-    except pl.exceptions.PolarsError as error:
-        raise JobError(
-            f"{key}: {text!r} is not a Polars SQL expression: {_first_line(error)}"
-        ) from None
-    meta = expression.meta
-    per_row = meta.is_row_separable() and (meta.is_length_preserving() or meta.is_literal())
-    if not per_row or "len()" in str(expression):
-        raise JobError(
-            f"{key}: {text!r} needs more than one row. An expression here may use the columns of its own "
-            f"row only, no aggregate or window; compute such a column before Headwater reads the data."
-        )
-    return text
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _taken(

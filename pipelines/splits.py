@@ -83,7 +83,8 @@ def uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
 
 def _by_ratio(split: RatioSplit) -> Conditions:
     def share(rows: pl.Series) -> pl.Series:
-        return pl.Series(rows.name, uniform(rows.to_numpy(), split.seed))
+        # Polars also asks what a null gives, to tell which row groups it can pass over.
+        return pl.Series(rows.name, uniform(rows.fill_null(0).to_numpy(), split.seed))
 
     key = pl.col(ROW).map_batches(share, return_dtype=pl.Float64(), is_elementwise=True)
     test, valid = split.test, split.test + split.valid

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import polars as pl
 
-TIME = pl.Datetime("ms")
+TIME = pl.Datetime("us")
 
 _INTEGER = r"^-?(0|[1-9]\d*)$"
 _LEADING_ZERO = r"^[+-]?0\d"
@@ -97,7 +97,7 @@ def _time(text: pl.Expr) -> pl.Expr:
         .then(plain + ":00")
         .otherwise(plain)
     )
-    return full.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ms", strict=False)
+    return full.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
 
 
 _TESTS: dict[type[pl.DataType], Callable[[pl.Expr], pl.Expr]] = {

@@ -182,12 +182,14 @@ def test_a_writer_that_fails_leaves_no_manifest(tmp_path: Path) -> None:
     schema = schema_of(1)
     rows = arrays_of(20, schema)
     wrong = Arrays(np.empty((20, 7), np.int32), rows.dense, rows.label)
-    with (
-        pytest.raises(ValueError, match="broadcast"),
-        ShardWriter(tmp_path, schema, shard_rows=5) as writer,
-    ):  # noqa: PT012
-        writer.write(rows)
-        writer.write(wrong)
+
+    def write() -> None:
+        with ShardWriter(tmp_path, schema, shard_rows=5) as writer:
+            writer.write(rows)
+            writer.write(wrong)
+
+    with pytest.raises(ValueError, match="broadcast"):
+        write()
     with pytest.raises(ShardError, match="incomplete"):
         ShardSet.open(tmp_path, schema)
 
