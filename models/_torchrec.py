@@ -11,7 +11,6 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
     from torch.distributed._shard.sharded_tensor.api import ShardedTensor
     from torch.distributed.optim.apply_optimizer_in_backward import (
         _apply_optimizer_in_backward as apply_optimizer_in_backward,  # pyright: ignore[reportPrivateUsage]
@@ -50,6 +49,5 @@ __all__ = [
     "ShardedTensor",
     "TopologyFactory",
     "TrainerConfig",
-    "WeightDecayMode",
     "apply_optimizer_in_backward",
 ]

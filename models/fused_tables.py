@@ -32,6 +32,8 @@ from headwater.models.layout import SlotLayout, initial_table
 LANE = 4
 """fbgemm takes tables whose dimension is a multiple of this."""
 _CACHED_SIZES = 8
+_TABLE = 2**32
+"""What a table's number is multiplied by, to tell its codes from those of other tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,22 @@ class FusedTables(nn.Module):
         self.bags = EmbeddingBagCollection(device=torch.device("meta"), tables=configs)
         self._sizes: dict[tuple[int, torch.device], _BagLayout] = {}
         self._order: dict[str, slice | Tensor] = {}
+        self.keeps_rows = False
+        """Whether a training pass also leaves the rows that it reads in `rows`, for their penalty."""
+        self.rows: Tensor | None = None
+        """Every distinct row that the last training pass read, in a block of zeros otherwise."""
 
     def forward(self, codes_BW: Tensor) -> dict[str, Tensor]:
         """Return the embeddings of each slot, lists summed: (B, F, D)."""
-        pooled = self.bags(self._jagged(codes_BW))
+        jagged = self._jagged(codes_BW)
+        keeps_rows = self.keeps_rows and self.training and torch.is_grad_enabled()
+        if keeps_rows:
+            jagged = self._with_rows(jagged)
+        pooled = self.bags(jagged)
         values = pooled.values()
+        self.rows = None
+        if keeps_rows:
+            values, self.rows = values[: len(codes_BW)], values[len(codes_BW) :]
         if not self._order:
             self._order = self._find_order(pooled)
         embeddings: dict[str, Tensor] = {}
@@ -158,6 +171,29 @@ class FusedTables(nn.Module):
             lengths=offsets.diff(),
             offsets=offsets,
             stride=len(codes_BW),
+        )
+
+    def _with_rows(self, jagged: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Return the bags with more examples behind them: each distinct code, alone in its bag.
+
+        The gradient of a penalty on these rows meets the loss's in the same backward pass, so that
+        fbgemm sums both before its one update of a row. Its own weight decay does nothing on CPUs.
+        """
+        codes = jagged.values()
+        lengths_TB = jagged.lengths().view(len(self.keys), -1)
+        tables = torch.arange(len(self.keys), device=codes.device)
+        table_V = tables.repeat_interleave(lengths_TB.sum(1))
+        distinct = torch.unique(table_V * _TABLE + codes)
+        table_U = distinct // _TABLE
+        count_T = torch.bincount(table_U, minlength=len(self.keys))
+        num_more = int(count_T.max())
+        more_TU = torch.arange(num_more, device=codes.device) < count_T.unsqueeze(1)
+        order = torch.argsort(torch.cat([table_V, table_U]), stable=True)
+        return KeyedJaggedTensor(
+            self.keys,
+            torch.cat([codes, (distinct % _TABLE).to(codes.dtype)]).index_select(0, order),
+            lengths=torch.cat([lengths_TB, more_TU.to(lengths_TB.dtype)], 1).view(-1),
+            stride=lengths_TB.shape[1] + num_more,
         )
 
     def _layout_for(self, size: int, device: torch.device) -> _BagLayout:

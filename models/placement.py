@@ -25,19 +25,26 @@ class Placement:
         network: CTRNetwork,
         module: nn.Module,
         *,
+        device: torch.device,
         adam: torch.optim.Adam | None,
         fused: Any | None,
         lr: Mapping[str, float],
         penalties: list[tuple[float, nn.Parameter]],
+        row_l2: float,
     ) -> None:
         self.network = network
         self.module = module
+        self.device = device
         self.optimizers: list[Any] = [each for each in (adam, fused) if each is not None]
         self.lr = dict(lr)
         """Learning rates now: `sparse` of tables, `dense` of all other weights."""
         self._adam = adam
         self._fused = fused
         self._penalties = penalties
+        self._row_l2 = row_l2
+        store = network.embeddings.store
+        if row_l2 > 0 and store is not None:
+            store.keeps_rows = True
         self._groups: list[tuple[dict[str, Any], str, float]] = []
         for group in [] if adam is None else adam.param_groups:
             self._groups.append((group, group["kind"], 1.0))
@@ -76,11 +83,15 @@ class Placement:
         """Return the sum of (l2 / 2) * ||W||^2, a scalar to add to the loss.
 
         It runs over whole tables in `dense` mode, those of gate contexts and the vectors of dense
-        columns too. In `fused` mode it leaves tables out: fbgemm decays the rows of the batch.
+        columns too. In `fused` mode, of tables it takes the rows that the last pass of `module` read,
+        each once; on more ranks, the mean over ranks of what each of them read.
         """
         terms: list[Tensor] = [_HalfSquare.apply(weight, l2) for l2, weight in self._penalties]
+        rows = getattr(self.network.embeddings.store, "rows", None)
+        if rows is not None:
+            terms.append(rows.square().sum() * (self._row_l2 / 2))
         if not terms:
-            return torch.zeros((), device=next(self.network.model.parameters()).device)
+            return torch.zeros((), device=self.device)
         return torch.stack(terms).sum()
 
     def lr_scale(self, factor: float, floor: float) -> None:

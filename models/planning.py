@@ -20,7 +20,6 @@ from headwater.models._torchrec import (
     RowWiseAdagrad,
     TopologyFactory,
     TrainerConfig,
-    WeightDecayMode,
     apply_optimizer_in_backward,
 )
 from headwater.models.fused_tables import FusedTables
@@ -35,19 +34,15 @@ not be loaded into another sharding.
 """
 
 
-def shard(
-    network: CTRNetwork, lr: float, l2: float, device: torch.device
-) -> DistributedModelParallel:
+def shard(network: CTRNetwork, lr: float, device: torch.device) -> DistributedModelParallel:
     """Return the network in DistributedModelParallel, its tables sharded and given first values.
 
     The dense part is all-reduced over ranks; on one rank it stays as it is.
     """
     store = network.embeddings.store
     if isinstance(store, FusedTables):
-        _attach_optimizer(store, lr, l2)
-    sharders: list[Any] = [
-        _Sharder(fused_params={"weight_decay_mode": WeightDecayMode.L2}),
-    ]
+        _attach_optimizer(store, lr)
+    sharders: list[Any] = [_Sharder()]
     group = dist.GroupMember.WORLD
     assert group is not None
     module = DistributedModelParallel(
@@ -69,7 +64,7 @@ class _Sharder(EmbeddingBagCollectionSharder):
         return ["table_wise", "row_wise"]
 
 
-def _attach_optimizer(store: FusedTables, lr: float, l2: float) -> None:
+def _attach_optimizer(store: FusedTables, lr: float) -> None:
     for layout in store.layouts:
         # Row-wise Adagrad divides by the root mean square over a row: the zeros that pad a row would
         # lengthen each step by the root of their share.
@@ -78,7 +73,7 @@ def _attach_optimizer(store: FusedTables, lr: float, l2: float) -> None:
             apply_optimizer_in_backward(
                 RowWiseAdagrad,
                 [store.parameter(layout.name, column.name)],
-                {"lr": lr * scale, "weight_decay": l2},
+                {"lr": lr * scale},
             )
 
 

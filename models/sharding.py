@@ -49,7 +49,7 @@ def place(
         network.embeddings.numeric.to(device)
         from headwater.models.planning import shard  # TorchRec takes seconds
 
-        module = shard(network, sparse_lr, sparse_l2, device)
+        module = shard(network, sparse_lr, device)
         fused = module.fused_optimizer
         tables = []
     elif dist.is_initialized() and dist.get_world_size() > 1:
@@ -74,7 +74,16 @@ def place(
         _start(adam)
     penalties = [(sparse_l2, weight) for weight in tables + numeric if sparse_l2 > 0]
     penalties += [(dense_l2, weight) for weight in model if dense_l2 > 0]
-    return Placement(network, module, adam=adam, fused=fused, lr=lr, penalties=penalties)
+    return Placement(
+        network,
+        module,
+        device=device,
+        adam=adam,
+        fused=fused,
+        lr=lr,
+        penalties=penalties,
+        row_l2=sparse_l2 if mode == "fused" else 0.0,
+    )
 
 
 def _ensure_process_group(device: torch.device) -> None:

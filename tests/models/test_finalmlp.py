@@ -249,9 +249,7 @@ def test_context_tables_are_not_those_of_the_streams(
         ({"num_head": 1}, "Extra inputs"),
     ],
 )
-def test_a_contradiction_in_the_settings_is_refused(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_a_contradiction_in_the_settings_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FinalMLPConfig(**settings)
 
