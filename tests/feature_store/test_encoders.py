@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import polars as pl
 import pytest
@@ -235,3 +237,38 @@ class TestListsAndCrosses:
         found = codes(encoders, train)
         assert found["ab"] == [2, 2, 3, 4, 0]
         assert found["abb"] == [2, 2, 1, 1, 0]
+
+
+class TestDocumentation:
+    PAGE = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+
+    def rows_after(self, heading: str) -> dict[str, list[str]]:
+        """Return the rows of the tables under a heading, by their first cell."""
+        section = re.split(r"^#+ ", self.PAGE.split(f"{heading}\n", maxsplit=1)[1], flags=re.MULTILINE)[0]
+        lines = [line for line in section.splitlines() if line.startswith("| `")]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return {row[0].strip("`"): row[1:] for row in cells}
+
+    @pytest.mark.parametrize("kind", enc.ENCODERS)
+    def test_the_page_has_every_setting_with_its_default(self, kind: str) -> None:
+        documented = self.rows_after(f"### {kind}")
+        shared = {"encoder", "name", *enc.Column.model_fields}
+        fields = enc.ENCODERS[kind].model_fields
+        assert set(documented) == set(fields) - shared
+        for name, (default, _) in documented.items():
+            value = fields[name].default
+            expected = "required" if fields[name].is_required() else str(value or "none")
+            assert default.strip("`") == ("0" if value == 0 else expected)
+
+    def test_the_page_has_every_encoder_with_its_types_and_program(self) -> None:
+        documented = self.rows_after("## The encoders")
+        shared = set(enc.Column.model_fields)
+        assert set(documented) == {*enc.ENCODERS, *shared}
+        for kind, cls in enc.ENCODERS.items():
+            types, gives = documented[kind][:2]
+            assert types == (", ".join(cls.accepts) or "two or more features")
+            assert gives == ("a number" if cls.is_dense else "codes")
+
+    def test_the_page_has_every_primitive(self) -> None:
+        tags = {step.__struct_config__.tag for step in get_args(fs.Step)}
+        assert set(self.rows_after("## Primitives")) == tags
