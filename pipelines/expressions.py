@@ -14,7 +14,8 @@ import polars as pl
 from headwater.feature_store.errors import DataError, JobError
 from headwater.feature_store.normalise import missing_column
 
-_TEXT = re.compile(r"'(?:[^']|'')*'")
+_TEXT = re.compile(r"""("[^"]*")|'(?:[^']|'')*'""")
+"""A text; or, in the group, a quoted name, which may hold an apostrophe."""
 _NAME = re.compile(r'"([^"]+)"|([^\W\d]\w*)')
 _TOKEN = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|(?P<name>[^\W\d]\w*)(?!\w|\s*\()""")
 # By name: what Polars itself says of an expression (`Expr.meta`) needs columns it cannot see, and counts
@@ -30,7 +31,7 @@ _SQL_ERRORS = (pl.exceptions.SQLInterfaceError, pl.exceptions.SQLSyntaxError)
 
 def reads(text: str, columns: Collection[str], key: str) -> dict[str, str]:
     """Return the columns that an expression names, each with the sentence that says so."""
-    names = [quoted or plain for quoted, plain in _NAME.findall(_TEXT.sub(" ", text))]
+    names = [quoted or plain for quoted, plain in _NAME.findall(_TEXT.sub(r"\1 ", text))]
     return {name: f"({key} reads it.)" for name in names if name in columns}
 
 
@@ -40,7 +41,7 @@ def evaluate(frame: pl.DataFrame, text: str, key: str, known: Sequence[str]) -> 
     `key` is where the job states it and `known` are the columns of the data, for messages. Raises JobError
     for what is no expression of one row, DataError for a column that is not there.
     """
-    several = _SEVERAL_ROWS.search(_TEXT.sub(" ", text))
+    several = _SEVERAL_ROWS.search(_TEXT.sub(r"\1 ", text))
     try:
         values = _run(frame, text)
     except pl.exceptions.ColumnNotFoundError as error:

@@ -1,0 +1,413 @@
+"""Guesses for a first job: label, keys, split, and an encoder for each column, each with its reason.
+
+Rules over names and values, no more: what they decide is written into a file that a person reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from headwater.feature_store.errors import JobError
+from headwater.feature_store.schema import RawColumn
+from headwater.pipelines.profile import Look, Profile, shared
+
+LABELS = (
+    *("label", "target", "y", "click", "clicked", "clicks", "clk", "attributed", "converted"),
+    *("conversion", "purchase", "purchased", "buy", "bought", "order", "ordered", "install"),
+    *("installed", "like", "liked", "response", "outcome", "positive", "accepted", "watched"),
+)
+ABOUT_LABELS = ("is", "has", "was", "total", "approved", "num", "n", "count", "cnt", "flag")
+RATINGS = ("rating", "ratings", "stars", "overall", "score")
+USERS = ("user", "customer", "member", "visitor", "client", "account", "buyer", "reviewer", "uid")
+ITEMS = (
+    *("item", "product", "movie", "article", "news", "book", "song", "track", "video", "iid"),
+    *("restaurant", "hotel", "ad", "adgroup", "creative", "sku", "asin", "listing", "document"),
+)
+TIMES = ("timestamp", "time", "ts", "datetime", "date", "at", "day")
+TIME_TEXTS = tuple(
+    f"%Y-%m-%d{between}%H:%M:%S%.f{zone}" for between in (" ", "T") for zone in ("", "Z", "%z")
+)
+SPLITS = ("split", "fold", "partition", "subset")
+KEY_WORDS = {"id", "ids", "no", "key", "code", "hash", "idx", "index"}
+QUANTITIES = {
+    *("age", "price", "cost", "amount", "count", "cnt", "num", "total", "sum", "avg", "mean"),
+    *("ratio", "duration", "length", "size", "width", "height", "days", "hours", "minutes"),
+    *("seconds", "year", "distance", "balance", "income", "salary", "qty", "quantity", "views"),
+    *("impressions", "clicks", "spent", "spend", "budget", "bid", "revenue"),
+}
+POSITIVE_TEXT = {"yes", "y", "true", "t", "positive", "click", "clicked"}
+
+UNIQUE_SHARE = 0.9
+"""A column with more distinct values than this share of the rows names the row and nothing else."""
+FEW_ROWS = 5_000
+HASHED_FROM = 100_000
+"""Distinct values from which a column is hashed."""
+
+
+@dataclass(slots=True)
+class Guess:
+    """A first job: what was decided, and why."""
+
+    label: str = ""
+    label_why: str = ""
+    derive: dict[str, str] = field(default_factory=dict)
+    filter: str | None = None
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    split: dict[str, Any] = field(default_factory=dict)
+    split_why: str = ""
+    columns: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    """Encoders as in the job file, each with a remark."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Columns that are no features, with the reason."""
+    context: list[str] = field(default_factory=list)
+    """Raw columns that belong to the user or the moment, not to the candidate."""
+
+
+def guess(look: Look, label: str | None = None) -> Guess:
+    """Return a first job for what `look` shows; JobError where no column can be the label."""
+    result = Guess()
+    look = _read_times(look, result)
+    _label(look, label, result)
+    _keys(look, result)
+    _split(look, result)
+    for column in look.columns:
+        if column.name not in result.left_out:
+            _column(column, look, result)
+    if not result.columns:
+        reasons = "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
+        raise JobError(f"no column is left as a feature ({reasons}).")
+    _context(look, result)
+    return result
+
+
+def quoted(name: str) -> str:
+    """Return a column name as an expression of a job writes it."""
+    plain = re.fullmatch(r"[^\W\d]\w*", name)
+    return name if plain else '"' + name.replace('"', '""') + '"'
+
+
+def _read_times(look: Look, result: Guess) -> Look:
+    """Derive a time from each text that holds one; return `look` with it."""
+    columns = list(look.columns)
+    sample = look.sample
+    for column in look.columns:
+        if column.raw is None or column.raw.dtype != "string" or column.raw.is_list:
+            continue
+        if not set(TIMES) & set(column.tokens):
+            continue
+        for pattern in TIME_TEXTS:
+            parsed = sample.get_column(column.name).str.to_datetime(
+                pattern, time_unit="ms", strict=False
+            )
+            if parsed.null_count() != column.missing or column.distinct < 2:
+                continue
+            name = _free_name(f"{column.name}_utc", look)
+            result.derive[name] = f"STRPTIME({quoted(column.name)}, '{pattern}')"
+            result.left_out[column.name] = f"read as {name}"
+            number = parsed.dt.timestamp("ms").alias(name)
+            sample = sample.with_columns(number)
+            low, high = number.min(), number.max()
+            assert isinstance(low, int)
+            assert isinstance(high, int)
+            columns.append(
+                Profile(
+                    name=name,
+                    found=pl.Datetime("ms"),
+                    raw=RawColumn(name=name, dtype="int64"),
+                    missing=column.missing,
+                    distinct=column.distinct,
+                    low=low,
+                    high=high,
+                )
+            )
+            break
+    return Look(tuple(columns), sample, look.is_whole)
+
+
+def _label(look: Look, wanted: str | None, result: Guess) -> None:
+    if wanted is not None:
+        names = [column.name for column in look.columns]
+        if wanted not in names:
+            raise JobError(f"--label {wanted}: no such column. The data has: {', '.join(names)}.")
+        chosen = look[wanted]
+        if _condition(chosen, look) is None:
+            raise JobError(
+                f"--label {wanted}: expected two values as 0 and 1 or yes and no, a rating, or a count "
+                f"that is 0 for no; found {_shown(chosen)}."
+            )
+    else:
+        chosen = _find_label(look)
+    if chosen.missing:
+        result.filter = f"{quoted(chosen.name)} IS NOT NULL"
+    condition = _condition(chosen, look)
+    assert condition is not None
+    text, expression = condition
+    if text is None:
+        result.label = chosen.name
+        result.left_out[chosen.name] = "the label"
+    else:
+        result.label = _free_name("label", look)
+        result.derive[result.label] = text
+        result.left_out[chosen.name] = "the label comes from it"
+    share = look.sample.select(expression.mean()).item()
+    result.label_why = f"{100 * share:.3g} % of the rows are positive"
+    for other in shared(look.columns, LABELS):
+        only = set(other.tokens) <= {*LABELS, *ABOUT_LABELS}
+        is_outcome = _is_binary(other) or _positive(other) or (only and other.is_number)
+        if other.name not in result.left_out and is_outcome:
+            result.left_out[other.name] = "looks like another outcome, known only afterwards"
+
+
+def _condition(column: Profile, look: Look) -> tuple[str | None, pl.Expr] | None:
+    """Return when a row is positive, as SQL and for the sample; no SQL where the column says it."""
+    value = pl.col(column.name)
+    if _is_binary(column):
+        return None, value.cast(pl.Float64) == 1
+    positive = _positive(column)
+    if positive is not None:
+        text = positive.replace("'", "''")
+        return f"{quoted(column.name)} = '{text}'", value == positive
+    # A count that is often 0 says whether; a rating says how much.
+    is_count = column.low == 0 and not set(RATINGS) & set(column.tokens)
+    threshold = None if is_count else _threshold(column, look)
+    if threshold is not None:
+        return f"{quoted(column.name)} >= {threshold:g}", value >= threshold
+    if column.is_number and not column.is_time and column.low == 0:
+        # An id may be 0 too, but seldom is.
+        zeros = look.sample.select((value == 0).mean()).item()
+        return (f"{quoted(column.name)} > 0", value > 0) if 0.005 < zeros < 1 else None
+    return None
+
+
+def _find_label(look: Look) -> Profile:
+    """Return the column that is named like a label and has its values, else a rating."""
+    named = shared(look.columns, LABELS)
+    for column in named:
+        if _is_binary(column) or _positive(column) is not None:
+            return column
+    for column in shared(look.columns, RATINGS):
+        if _threshold(column, look) is not None:
+            return column
+    two = [column.name for column in look.columns if _is_binary(column) or len(column.values) == 2]
+    counts = [column for column in named if _condition(column, look) is not None]
+    parts = ["no column looks like a label of 0 and 1, or like a rating."]
+    if counts:
+        shown = ", ".join(f"{column.name} ({_shown(column)})" for column in counts)
+        parts.append(f"Counts, positive above 0: {shown}.")
+    if two:
+        parts.append(f"Columns of two values: {', '.join(two)}.")
+    if counts or two:
+        parts.append("Say which by --label.")
+    else:
+        parts.append("A log of what was clicked alone needs rows of what was not; add them first.")
+    raise JobError(" ".join(parts))
+
+
+def _is_binary(column: Profile) -> bool:
+    """Tell whether a run reads the column as a label: 0 and 1, as numbers, text or false and true."""
+    return column.values in ((0, 1), ("0", "1"), ("0.0", "1.0"))
+
+
+def _positive(column: Profile) -> str | None:
+    """Return the positive one of two texts, as 'yes' beside 'no'; None where that is not plain."""
+    texts = [value for value in column.values if isinstance(value, str)]
+    if len(texts) != 2 or len(column.values) != 2:
+        return None
+    positive = [text for text in texts if text.strip().lower() in POSITIVE_TEXT]
+    return positive[0] if len(positive) == 1 else None
+
+
+def _threshold(column: Profile, look: Look) -> float | None:
+    """Return the least rating that counts as liked: four fifths of the scale, as 4 of 5."""
+    if not column.is_number or column.is_time or column.low is None or column.high is None:
+        return None
+    if column.low < 0 or not 3 <= column.high <= 100 or not 3 <= column.distinct <= 101:
+        return None
+    threshold = float(round(0.8 * column.high))
+    share = look.sample.select((pl.col(column.name) >= threshold).mean()).item()
+    return threshold if 0 < share < 1 else None
+
+
+def _shown(column: Profile) -> str:
+    if column.values:
+        return "values " + ", ".join(map(str, column.values))
+    return f"{column.distinct:,} values of type {column.found}"
+
+
+def _free_name(name: str, look: Look) -> str:
+    taken = {column.name for column in look.columns}
+    while name in taken:
+        name += "_01"
+    return name
+
+
+def _keys(look: Look, result: Guess) -> None:
+    for words, role in ((USERS, "user"), (ITEMS, "item")):
+        for column in shared(look.columns, words):
+            rest = [token for token in column.tokens if token not in KEY_WORDS]
+            is_key = len(rest) == 1 and column.raw is not None and not column.raw.is_list
+            # In a few rows even a good key seldom recurs.
+            recurs = _recurs(column, look) or (look.num_rows < FEW_ROWS and column.distinct > 1)
+            if is_key and column.found != pl.Float64 and recurs:
+                setattr(result, role, column.name)
+                break
+
+
+def _recurs(column: Profile, look: Look) -> bool:
+    """Tell whether values come often enough to learn something about each."""
+    filled = look.num_rows - column.missing
+    return 1 < column.distinct <= UNIQUE_SHARE * filled
+
+
+def time_unit(column: Profile) -> str | None:
+    """Return s, ms or us, the unit of a time since 1970, by where its values lie; None for no time."""
+    if column.is_time:
+        return "ms" if isinstance(column.found, pl.Date | pl.Datetime) else None
+    if column.raw is None or column.raw.is_list or column.raw.dtype != "int64":
+        return None
+    if column.low is None or column.high is None or not set(TIMES) & set(column.tokens):
+        return None
+    for unit, second in (("s", 1), ("ms", 1_000), ("us", 1_000_000)):
+        # From 1980 to 2100.
+        if 315_532_800 * second <= column.low and column.high <= 4_102_444_800 * second:
+            return unit
+    return None
+
+
+def _split(look: Look, result: Guess) -> None:
+    times = [column for column in look.columns if time_unit(column) and column.distinct > 1]
+    times.sort(key=lambda column: next((i for i, w in enumerate(TIMES) if w in column.tokens), 99))
+    if times:
+        result.time = times[0].name
+    for column in shared(look.columns, SPLITS):
+        names = {str(value).lower(): str(value) for value in column.values}
+        valid = next((names[w] for w in ("valid", "val", "validation", "dev") if w in names), None)
+        if "train" not in names or "test" not in names or valid is None:
+            continue
+        if result.split:
+            result.left_out[column.name] = "another split"
+            continue
+        result.split = {"by": "column", "column": column.name, "train": names["train"]}
+        result.split |= {"valid": valid, "test": names["test"]}
+        result.split_why = "the data says where a row belongs"
+        result.left_out[column.name] = "the split"
+    if result.split:
+        return
+    if result.time:
+        result.split = {"by": "time", "column": result.time, "valid": 0.1, "test": 0.1}
+        result.split_why = "the newest rows are held out: the model is asked about the future"
+    else:
+        result.split = {"by": "ratio", "valid": 0.1, "test": 0.1}
+        result.split_why = "rows are held out at random, as no column tells their time"
+
+
+def _column(column: Profile, look: Look, result: Guess) -> None:
+    """Add the encoder of a column, or the reason why it has none."""
+    filled = look.num_rows - column.missing
+    amount = f"{column.distinct:,} values"
+    gaps = f", {100 * column.missing / look.num_rows:.2g} % missing" if column.missing else ""
+    if column.raw is None:
+        result.left_out[column.name] = f"no encoder reads {column.found}"
+    elif column.distinct == 0 or (column.distinct == 1 and not column.missing):
+        result.left_out[column.name] = "no value" if column.distinct == 0 else "one value only"
+    elif time_unit(column):
+        _time(column, look, result)
+    elif column.raw.is_list and column.raw.dtype == "double":
+        result.left_out[column.name] = "a vector of numbers"
+    elif column.raw.is_list:
+        encoder = {**_codes(column, look), "length": min(column.entries, 50)}
+        result.columns.append((encoder, f"list, {amount}{gaps}"))
+    elif column.raw.dtype == "double" or _is_quantity(column):
+        buckets = 10 if filled < 10_000 else 20
+        encoder = {"name": column.name, "encoder": "quantiles", "num_buckets": buckets}
+        result.columns.append((encoder, f"{column.low:g} to {column.high:g}{gaps}"))
+    elif column.name in (result.user, result.item) and not _recurs(column, look):
+        result.columns.append((_codes(column, look), f"{amount}: too few rows here to learn them"))
+    elif column.distinct > UNIQUE_SHARE * filled and filled >= 20:
+        result.left_out[column.name] = "a value of its own in almost every row"
+    elif column.separator is not None:
+        name = _free_name(f"{column.name}_list", look)
+        text = column.separator.replace("'", "''")
+        result.derive[name] = f"STRING_TO_ARRAY({quoted(column.name)}, '{text}')"
+        encoder = {"name": name, "encoder": "vocabulary", "min_count": _min_count(look)}
+        encoder["length"] = min(column.entries, 50)
+        result.columns.append((encoder, f"{column.name!r} holds lists{gaps}"))
+    elif column.mean_chars > 60:
+        result.left_out[column.name] = "free text"
+    else:
+        result.columns.append((_codes(column, look), f"{amount}{gaps}"))
+
+
+def _codes(column: Profile, look: Look) -> dict[str, Any]:
+    if column.distinct <= HASHED_FROM:
+        return {"name": column.name, "encoder": "vocabulary", "min_count": _min_count(look)}
+    buckets = min(2**20, 1 << (column.distinct - 1).bit_length())
+    return {"name": column.name, "encoder": "hashed", "num_buckets": buckets}
+
+
+def _min_count(look: Look) -> int:
+    """Return how often a value must occur: rarer ones teach the row of unknown values."""
+    return 2 if look.num_rows < 100_000 else 5
+
+
+def _is_quantity(column: Profile) -> bool:
+    """Tell an amount from a number that names something, by its name and by its spread."""
+    if not column.is_number or column.distinct <= LISTED or KEY_WORDS & set(column.tokens):
+        return False
+    if QUANTITIES & set(column.tokens):
+        return True
+    assert column.low is not None
+    assert column.middle is not None
+    assert column.high is not None
+    # Names are spread over their range; amounts crowd at its low end, or fall below zero.
+    return column.distinct > 50 and (column.low < -1 or column.high > 100 * max(column.middle, 1))
+
+
+LISTED = 10
+"""Up to so many distinct numbers each is better off with an embedding of its own."""
+
+
+def _time(column: Profile, look: Look, result: Guess) -> None:
+    unit = time_unit(column)
+    if column.name != result.time:
+        result.left_out[column.name] = "another time: perhaps known only afterwards"
+        return
+    second = {"s": 1, "ms": 1_000, "us": 1_000_000}[unit or "ms"]
+    seconds = look.sample.get_column(column.name) // second
+    for part, divisor, count in (("hour", 3_600, 24), ("weekday", 86_400, 7)):
+        if (seconds // divisor % count).drop_nulls().n_unique() > 1:
+            encoder = {"name": _free_name(part, look), "column": column.name}
+            encoder |= {"encoder": "calendar", "part": part, "unit": unit}
+            result.columns.append((encoder, "UTC; utc_offset_minutes sets a local clock"))
+    if not any(encoder.get("column") == column.name for encoder, _ in result.columns):
+        result.left_out[column.name] = "one hour of one day only"
+
+
+def _context(look: Look, result: Guess) -> None:
+    """Find what belongs to the user: columns with one value for each user."""
+    if result.user is None or result.item is None:
+        return
+    read = {encoder.get("column", encoder["name"]): encoder for encoder, _ in result.columns}
+    if result.user not in read or look[result.user].distinct * 2 > look.num_rows:
+        return
+    raw = [name for name in read if name in look.sample.columns and name != result.user]
+    counts: Mapping[str, int] = (
+        look.sample.lazy()
+        .group_by(result.user)
+        .agg(pl.col(name).drop_nulls().n_unique() for name in raw)
+        .select(pl.col(name).max() for name in raw)
+        .collect()
+        .row(0, named=True)
+        if raw
+        else {}
+    )
+    fixed = [name for name in raw if counts[name] <= 1 and name != result.item]
+    moment = [result.time] if result.time in read and result.time not in fixed else []
+    result.context = [result.user, *fixed, *(name for name in moment if name is not None)]

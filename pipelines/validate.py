@@ -1,0 +1,376 @@
+"""`headwater validate`: check a job against its data, and show what the model and the release will see.
+
+Every problem is looked for before any is reported: first the declaration, then files and columns, then
+each value, then the splits. Values are read in chunks; only labels and what the split needs are written,
+to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from headwater.feature_store.errors import InputError, JobError
+from headwater.pipelines.commands import AsJson, Set
+from headwater.pipelines.console import emit
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from headwater.feature_store.encoders import Declared
+    from headwater.feature_store.schema import RawColumn
+    from headwater.pipelines.job import Job
+    from headwater.pipelines.staging import Source
+
+T = TypeVar("T")
+
+
+def validate(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
+    """Check a job and its data, and show the features and what the release will take in.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML).
+    """
+    from headwater.pipelines.job import load_job
+
+    result = check_job(load_job(job, set or ()))
+    if result.problems:
+        count = len(result.problems)
+        heading = f"{job}: {count} problem{'s' if count > 1 else ''}:"
+        raise JobError("\n".join([heading, *(f"- {problem}" for problem in result.problems)]))
+    emit(result.as_dict(job), as_json=json, text=result.text(job))
+
+
+@dataclass(slots=True)
+class Validation:
+    """What was found out about a job; tables are lists of rows by the names of their columns."""
+
+    problems: list[str] = field(default_factory=list)
+    features: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """Raw columns that the release takes in: name, dtype, list, role and where it comes from."""
+    splits: list[dict[str, Any]] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """Return what `work` gives, or None and one more problem."""
+        try:
+            return work()
+        except InputError as error:
+            self.problems += [line for line in str(error).splitlines() if line not in self.problems]
+            return None
+
+    def as_dict(self, job: Path) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return {
+            "job": job,
+            "features": self.features,
+            "inputs": self.inputs,
+            "splits": self.splits,
+            "model": self.model,
+            "notes": self.notes,
+        }
+
+    def text(self, job: Path) -> str:
+        """Return the result for a reader."""
+        settings = [{"setting": key, "value": _plain(value)} for key, value in self.model.items()]
+        parts = [
+            f"{job}: valid",
+            _table("Features", self.features),
+            _table("What the release takes in", self.inputs),
+            _table("Splits", self.splits),
+            _table("Model", settings),
+        ]
+        return "\n\n".join(parts) + "".join(f"\n\nNote: {note}" for note in self.notes)
+
+
+def check_job(job: Job) -> Validation:
+    """Return what is wrong with a job and its data, or else what the model and the release will see."""
+    result = Validation()
+    _check_model(job, result)
+    raw = _check_columns(job, result)
+    _check_context(job, raw, result)
+    if not result.problems:
+        from headwater.pipelines.staging import Source
+
+        source = result.attempt(lambda: Source(job))
+        if source is not None:
+            _describe(job, source, result)
+            _check_values(source, result)
+        if not result.problems:
+            _check_splits(job, result)
+    return result
+
+
+def _check_model(job: Job, result: Validation) -> None:
+    """Check the model's settings, and that it asks for features that there are."""
+    from pydantic import ValidationError
+
+    from headwater.models.registry import load_model
+    from headwater.pipelines.job import explain
+
+    model_class = result.attempt(lambda: load_model(job.model.type))
+    if model_class is None:
+        return
+    try:
+        config = model_class.config_class.model_validate(job.model.settings())
+    except ValidationError as error:
+        lines = explain(error, model_class.config_class, job.model.settings())
+        result.problems += [f"model.{line}" for line in lines]
+        return
+    result.model = {"type": job.model.type, **config.model_dump(mode="json")}
+    # fbgemm's rule; asking it would take seconds, for TorchRec to be imported.
+    dim = config.embedding_dim
+    if job.train.sparse.mode == "fused" and dim > 1 and dim % 4:
+        result.problems.append(
+            f"model.embedding_dim: {dim} is not a multiple of 4, as fused tables need. "
+            f"Set {dim + 4 - dim % 4}, or train.sparse.mode = 'dense'."
+        )
+    names = [encoder.name for encoder in job.features.columns]
+    for slot, wanted in model_class.slots(config).items():
+        for name in wanted.columns or ():
+            if name not in names:
+                key = next((k for k, v in config if isinstance(v, tuple) and name in v), slot)
+                result.problems.append(
+                    f"model.{key}: {name!r} is not a feature.{_near(name, names)}"
+                )
+
+
+def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
+    """Check files, columns and types; return the raw columns that could be settled."""
+    from headwater.feature_store.encoders import Column
+    from headwater.feature_store.fit import check, raw_columns
+    from headwater.pipelines.rows import Rows
+    from headwater.pipelines.sources import Table, find_files
+
+    data = job.data
+    files: list[Any] = []
+    for patterns in (data.source, data.train, data.valid, data.test):
+        for pattern in _list(patterns):
+            files += result.attempt(lambda pattern=pattern: find_files(pattern)) or []
+    sides = [
+        result.attempt(lambda join=join: Table(find_files(join.path)).names()) for join in data.join
+    ]
+    if result.problems and (not files or None in sides):
+        return {}
+    table = Table(files)
+    names = result.attempt(table.names)
+    if names is None:
+        return {}
+    known = [*names, *(name for side in sides for name in side or ()), *data.derive]
+    wanted: dict[str, str] = {}
+    for name, reason in _wanted(job):
+        if name in known:
+            wanted.setdefault(name, f"({reason} needs it.)")
+        else:
+            result.problems.append(
+                f"{reason}: column {name!r} is not in the data.{_near(name, known)}"
+            )
+    rows = result.attempt(lambda: Rows(table, data, wanted))
+    if rows is None:
+        return {}
+    raw: dict[str, RawColumn] = {}
+    sound: list[Declared] = []
+    for encoder in job.features.columns:
+        if isinstance(encoder, Column) and encoder.inputs[0] not in wanted:
+            continue
+        found = result.attempt(lambda each=encoder: raw_columns([each], rows.schema))
+        if found is None:
+            continue
+        merged = {**found, **raw} if not isinstance(encoder, Column) else {**raw, **found}
+        sound.append(encoder)
+        before = len(result.problems)
+        result.attempt(lambda each=tuple(sound), known=merged: check(each, known))
+        if len(result.problems) > before:
+            sound.pop()
+        raw = merged
+    return raw
+
+
+def _wanted(job: Job) -> Iterable[tuple[str, str]]:
+    """Yield each column that the job reads, with the key that reads it."""
+    from headwater.feature_store.encoders import Column
+    from headwater.pipelines import splits
+
+    for encoder in job.features.columns:
+        if isinstance(encoder, Column):
+            yield encoder.inputs[0], f"feature {encoder.name!r}"
+    for key in ("label", "user", "item", "time", "group", "weight"):
+        name = getattr(job.features, key)
+        if name is not None:
+            yield name, f"features.{key}"
+    for name in splits.columns(job.data.split).values():
+        yield name, "data.split"
+
+
+def _check_context(job: Job, raw: Mapping[str, RawColumn], result: Validation) -> None:
+    if not raw:
+        return
+    for name in job.export.context:
+        if name not in raw:
+            hint = _near(name, list(raw))
+            result.problems.append(f"export.context: {name!r} is no raw column of a feature.{hint}")
+
+
+def _describe(job: Job, source: Source, result: Validation) -> None:
+    """Fill in features and inputs."""
+    from headwater.feature_store.encoders import Column
+
+    for encoder in job.features.columns:
+        column = source.raw[encoder.inputs[0]] if isinstance(encoder, Column) else None
+        settings = encoder.model_dump(
+            exclude_defaults=True, exclude={"name", "encoder", "column", "columns", "length"}
+        )
+        result.features.append(
+            {
+                "feature": encoder.name,
+                "reads": " x ".join(encoder.inputs),
+                "dtype": "codes" if column is None else column.dtype,
+                "encoder": encoder.kind,
+                "length": (encoder.length if isinstance(encoder, Column) else None) or "",
+                "settings": ", ".join(f"{k} {_plain(v)}" for k, v in settings.items()),
+            }
+        )
+    table_names = source.table.names()
+    for name, column in source.raw.items():
+        derived = name in job.data.derive
+        result.inputs.append(
+            {
+                "input": name,
+                "dtype": column.dtype,
+                "shape": "list" if column.is_list else "scalar",
+                "role": "context" if name in job.export.context else "candidate",
+                "from": "derived" if derived else "data" if name in table_names else "join",
+            }
+        )
+    for name in (row["input"] for row in result.inputs if row["from"] == "derived"):
+        result.notes.append(
+            f"{name!r} is derived ({job.data.derive[name]}) and a feature: it is a raw input of the "
+            f"release, so whoever asks for scores computes it. An encoder would be in the graph."
+        )
+
+
+def _check_values(source: Source, result: Validation) -> None:
+    """Read every value once; report the first wrong one of each column."""
+    from headwater.feature_store.normalise import data_errors, normalise
+    from headwater.pipelines.rows import ROW
+
+    label = source.job.features.label
+    waiting = dict(source.raw)
+    label_is_sound = True
+    for chunk, frame in _read(source, result):
+        path = source.table.files[chunk.file].path
+
+        def look(raw: RawColumn, frame: pl.DataFrame = frame, path: str = path) -> bool:
+            with data_errors(path):
+                normalise(frame.select(raw.name).lazy(), [raw]).collect()
+            return True
+
+        for name, raw in list(waiting.items()):
+            if not result.attempt(lambda raw=raw: look(raw)):
+                del waiting[name]
+        if label_is_sound:
+            values = frame.get_column(label)
+            wrong = _not_a_label(values)
+            if wrong is not None:
+                row = int(frame.get_column(ROW)[wrong])
+                found = "no value" if values[wrong] is None else repr(values[wrong])
+                result.problems.append(
+                    f"{source.rows.where(chunk, row)}, column {label!r}: found {found}, a label is 0 or "
+                    f"1. Derive one in [data] or filter such rows."
+                )
+                label_is_sound = False
+
+
+def _read(source: Source, result: Validation) -> Iterable[Any]:
+    """Yield the chunks of a source; a file that cannot be read on is a problem and the end."""
+    chunks = source.rows.chunks()
+    while (chunk := result.attempt(lambda: next(chunks, None))) is not None:
+        yield chunk
+
+
+def _not_a_label(values: pl.Series) -> int | None:
+    """Return the first place whose value is not 0 or 1."""
+    import polars as pl
+
+    if values.dtype.is_nested() or values.dtype.is_temporal():
+        return 0 if len(values) else None
+    numbers = values.cast(pl.Float64, strict=False)
+    wrong = (~numbers.is_in([0.0, 1.0])).fill_null(value=True).arg_true()
+    return int(wrong[0]) if len(wrong) else None
+
+
+def _check_splits(job: Job, result: Validation) -> None:
+    """Count rows and positives of each split; a model needs both classes to train and to be judged."""
+    import polars as pl
+
+    from headwater.feature_store.encoders import Column
+    from headwater.pipelines import staging
+
+    # One feature stands for all: what matters here are label and split.
+    first = next(each for each in job.features.columns if isinstance(each, Column))
+    slim = job.model_copy(update={"features": job.features.model_copy(update={"columns": [first]})})
+    with tempfile.TemporaryDirectory(prefix="headwater-") as folder:
+        source = staging.Source(slim)
+        parts = result.attempt(lambda: staging.stage(source, Path(folder) / "staged"))
+        if parts is None:
+            return
+        for split, condition in staging.conditions(source, parts).items():
+            counted = pl.scan_parquet(parts).filter(condition)
+            label = pl.col(staging.LABEL).cast(pl.Int64)
+            rows, positives = counted.select(pl.len(), label.sum()).collect().row(0)
+            rate = round(positives / rows, 5) if rows else 0.0
+            result.splits.append(
+                {"split": split, "rows": rows, "positives": positives, "rate": rate}
+            )
+            if split == "test":
+                continue
+            if rows == 0:
+                result.problems.append(f"data: no rows for {split}; check `split` and `filter`.")
+            elif positives in (0, rows):
+                result.problems.append(
+                    f"data: all {rows:,} rows of {split} have the label {int(positives > 0)}; expected "
+                    f"both 0 and 1. Check the label and `split`."
+                )
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+
+
+def _list(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> str:
+    """Return rows as an indented table, numbers to the right, without columns that are empty."""
+    keys = [key for key in (rows[0] if rows else ()) if any(row[key] != "" for row in rows)]
+    cells = [[_cell(row[key]) for key in keys] for row in rows]
+    widths = [max(len(line[i]) for line in [keys, *cells]) for i in range(len(keys))]
+    right = [all(isinstance(row[key], int | float) for row in rows) for key in keys]
+    lines = [title]
+    for line in [keys, *cells]:
+        parts = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ]
+        lines.append("  " + "  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
