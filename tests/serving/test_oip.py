@@ -198,6 +198,28 @@ def test_context_given_once_equals_context_in_each_row(server: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "strings",
+    [
+        ["acme", "acme", "nope"],
+        ["acme", "globex", ""],
+        ["acme", "ünicode", "globex"],
+        ["ünicode", "ünicode", "ünicode"],
+        ["a" * 127, "a" * 128, "a" * 300],
+        ["", "", ""],
+        ["a\0b", "\0\0\0", "acm"],
+    ],
+)
+def test_binary_strings_equal_json_strings(server: Any, strings: list[str]) -> None:
+    tensor = {"name": "brand", "datatype": "BYTES", "shape": [3, 1]}
+    encoded = [string.encode() for string in strings]
+    tail = b"".join(len(each).to_bytes(4, "little") + each for each in encoded)
+    sized = {**tensor, "parameters": {"binary_data_size": len(tail)}}
+    body, headers = _binary({"inputs": [sized]}, tail)
+    answer = server.request("POST", "/v2/models/shop/infer", body, headers)
+    assert _scores(answer) == _scores(_post(server, [{**tensor, "data": strings}]))
+
+
 def test_no_rows_give_no_scores(server: Any) -> None:
     item = {"name": "item", "datatype": "INT64", "shape": [0, 1], "data": []}
     assert _scores(_post(server, [item])) == []
