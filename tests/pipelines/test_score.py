@@ -19,7 +19,8 @@ from headwater.feature_store.errors import DataError, OutputError, ReleaseError
 from headwater.pipelines.export import export_network
 from headwater.pipelines.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays, score
-from headwater.serving.release import load_release
+from headwater.serving.release import load_release, read_manifest
+from headwater.serving.signature import columns_to_arrays
 
 # torch's exporter loads for seconds, in whichever test comes first.
 pytestmark = pytest.mark.timeout(120)
@@ -94,6 +95,16 @@ def test_scores_are_those_of_the_network(
     np.testing.assert_allclose(
         pl.read_parquet(tmp_path / "out.parquet")["prob"], expected, atol=2e-6, rtol=0
     )
+
+
+def test_tensors_are_those_that_the_service_makes(release: Path, click_rows: pl.DataFrame) -> None:
+    inputs = read_manifest(release).inputs
+    found = frame_to_arrays(click_rows, inputs)
+    expected = columns_to_arrays(inputs, click_rows.to_dict(as_series=False))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "ndjson"])
