@@ -272,10 +272,15 @@ class Job(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the job; folders of runs, prepared data and releases carry it."""
     data: Data
+    """Where the rows are."""
     features: Features
+    """What the model sees, and what it should predict."""
     model: ModelSection
+    """What learns."""
     train: Train = Train()
+    """How it learns."""
     export: Export = Export()
+    """What the release looks like."""
 
 
 def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def render(template: str, page: Path, context: Mapping[str, Any]) -> Path:
         signed=lambda value: f"{value:+.5f}",
         count=count,
         share=share,
-        interval=lambda pair: f"{number(pair[0])} .. {number(pair[1])}" if pair else ABSENT,
+        interval=interval,
         svg=_data_url,
     )
     page.write_text(environment.get_template(template).render(context), encoding="utf-8")
@@ -41,6 +41,11 @@ def render(template: str, page: Path, context: Mapping[str, Any]) -> Path:
 def _data_url(svg: str) -> str:
     """Return the picture as a data URL: an image of its own, in which nothing can run."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """Return the two ends of an interval."""
+    return ABSENT if ends is None else f"{number(ends[0])} .. {number(ends[1])}"
 
 
 def number(value: float | None, digits: int = 5) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -22,7 +23,7 @@ Evaluation = Mapping[str, Any]
 
 COLORS = {"train": "#8a8f98", "valid": "#1f6feb", "test": "#d9480f"}
 CYCLE = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#a67c00", "#c2255c", "#495057")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,7 +33,7 @@ _STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelcolor": "#495057",
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "grid.color": "#e9ecef",
     "xtick.color": "#495057",
     "ytick.color": "#495057",
@@ -169,7 +170,7 @@ def _reach(counts: Mapping[str, Any]) -> tuple[float, float]:
     return counts["edges"][used[0]], counts["edges"][used[-1] + 1]
 
 
-def _legend(axes: Axes, place: str) -> None:
+def _legend(axes: Axes, place: Literal["best", "upper left", "lower right"]) -> None:
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc=place)
 

@@ -147,7 +147,9 @@ def _profile(name: str, found: pl.DataType, raw: RawColumn | None, sample: pl.Da
 
 def _distinct(column: pl.Series) -> int:
     """Return the number of distinct values; of many values an estimate, which costs no memory."""
-    return column.n_unique() if len(column) <= 50_000 else column.approx_n_unique()
+    return (
+        column.n_unique() if len(column) <= 50_000 else int(_number(column.approx_n_unique()) or 0)
+    )
 
 
 def _number(value: object) -> float | None:

@@ -55,7 +55,7 @@ class Source:
         encoders = job.features.columns
         as_text = [name for each in encoders if _is_text(each) for name in each.inputs]
         self.rows = Rows(self.table, job.data, self._wanted(), as_text=as_text)
-        self.raw = _readable(encoders, raw_columns(encoders, self.rows.schema))
+        self.raw = readable(encoders, raw_columns(encoders, self.rows.schema))
         """The raw columns that the encoders read, by name: the inputs of a release."""
         check(encoders, self.raw)
 
@@ -124,7 +124,7 @@ def _is_text(encoder: Declared) -> bool:
     return isinstance(encoder, Column) and encoder.dtype == "string"
 
 
-def _readable(
+def readable(
     encoders: Sequence[Declared], raw: Mapping[str, fs.RawColumn]
 ) -> dict[str, fs.RawColumn]:
     """Return `raw` with text as numbers where only encoders of numbers read it.

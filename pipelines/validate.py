@@ -149,6 +149,7 @@ def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
     from headwater.feature_store.fit import check, raw_columns
     from headwater.pipelines.rows import Rows
     from headwater.pipelines.sources import Table, find_files
+    from headwater.pipelines.staging import readable
 
     data = job.data
     files: list[Any] = []
@@ -184,6 +185,7 @@ def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
         found = result.attempt(lambda each=encoder: raw_columns([each], rows.schema))
         if found is None:
             continue
+        found = readable([encoder], found)
         merged = {**found, **raw} if not isinstance(encoder, Column) else {**raw, **found}
         sound.append(encoder)
         before = len(result.problems)
