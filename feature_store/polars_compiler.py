@@ -110,14 +110,15 @@ def _is_missing(wire: pl.Expr, dtype: fs.Dtype) -> pl.Expr:
 
 
 def _lookup(value: pl.Expr, step: fs.Lookup) -> pl.Expr:
-    if step.codes is not None:
-        old = pl.Series(step.keys, dtype=None if step.keys else pl.Int64)
-        codes = pl.Series(step.codes, dtype=pl.Int32)
-        return value.replace_strict(old, codes, default=fs.UNKNOWN_CODE, return_dtype=pl.Int32)
-    # An Enum is one hash table for all threads and morsels; replace_strict expands its map in each.
-    positions = value.cast(pl.String).cast(pl.Enum([str(key) for key in step.keys]), strict=False)
+    # An Enum is one hash table for all morsels; replace_strict holds whole columns when it streams.
+    keys = pl.Enum([str(key) for key in step.keys])
     # The physical type is as narrow as the keys allow (UInt8 and up): widen before adding.
-    return (positions.to_physical().cast(pl.Int32) + fs.FIRST_CODE).fill_null(fs.UNKNOWN_CODE)
+    position = value.cast(pl.String).cast(keys, strict=False).to_physical().cast(pl.Int32)
+    if step.codes is None:
+        code = position + fs.FIRST_CODE
+    else:
+        code = pl.lit(pl.Series(step.codes, dtype=pl.Int32)).gather(position)
+    return code.fill_null(fs.UNKNOWN_CODE)
 
 
 def _edges(value: pl.Expr, step: fs.Edges) -> pl.Expr:

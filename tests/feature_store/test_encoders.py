@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +17,11 @@ from headwater.feature_store import log_buckets
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.fit import fit, raw_columns
-from headwater.feature_store.polars_compiler import encode_frame, normalise
+from headwater.feature_store.polars_compiler import (
+    encode_frame,
+    missing_and_unknown,
+    normalise,
+)
 
 ADAPTER: TypeAdapter[enc.Declared] = TypeAdapter(enc.Encoder)
 
@@ -239,12 +244,60 @@ class TestListsAndCrosses:
         assert found["abb"] == [2, 2, 1, 1, 0]
 
 
+class TestEngines:
+    def test_streaming_agrees_with_memory_over_many_morsels(self) -> None:
+        generator = np.random.default_rng(0)
+        numbers = generator.integers(0, 40, 400_000)
+        frame = pl.LazyFrame(
+            {
+                "s": pl.Series(numbers).cast(pl.String),
+                "d": generator.lognormal(2, 2, size=400_000),
+                "l": pl.Series(numbers.reshape(-1, 1).tolist()),
+            }
+        )
+        encoders: list[enc.Declared] = [
+            enc.Vocabulary(name="s", min_count=9_950),
+            enc.Hashed(name="h", column="s", num_buckets=10),
+            enc.LogBuckets(name="d"),
+            enc.Quantiles(name="q", column="d", num_buckets=300),
+            enc.Vocabulary(name="l", length=2),
+            enc.Crossed(name="both", columns=["s", "q"]),
+        ]
+        schema = fit(encoders, [frame], raw_columns(encoders, frame.collect_schema()))
+        encoded = encode_frame(normalise(frame, schema.raw), schema)
+        in_memory = encoded.collect(engine="in-memory")
+        assert in_memory.equals(encoded.collect(engine="streaming"))
+        assert in_memory["s"].max() == schema.columns[0].cardinality - 1 < 41
+
+    def test_missing_and_unknown_are_counted_by_example(self) -> None:
+        train = pl.LazyFrame({"s": ["a", "b"], "l": [["a"], ["b"]]})
+        rows = pl.LazyFrame({"s": ["a", "q", "", None], "l": [["a", "q"], ["q", "q"], [], None]})
+        encoders: list[enc.Declared] = [
+            enc.Vocabulary(name="s"),
+            enc.Vocabulary(name="l", length=2),
+        ]
+        schema = fit(encoders, [train], raw_columns(encoders, train.collect_schema()))
+        encoded = encode_frame(normalise(rows, schema.raw), schema)
+        counts = encoded.select(missing_and_unknown(schema)).collect().row(0, named=True)
+        assert counts == {"s.missing": 2, "s.unknown": 1, "l.missing": 2, "l.unknown": 2}
+
+    def test_raw_columns_can_be_kept_beside_the_codes(self) -> None:
+        rows = pl.LazyFrame({"s": ["a", "b"], "label": [1, 0]})
+        encoders = [enc.Vocabulary(name="s")]
+        schema = fit(encoders, [rows], raw_columns(encoders, rows.collect_schema()))
+        normal = normalise(rows, schema.raw)
+        encoded = encode_frame(normal, schema, ["label", pl.col("s").alias("key")]).collect()
+        assert encoded.to_dict(as_series=False) == {"s": [2, 3], "label": [1, 0], "key": ["a", "b"]}
+
+
 class TestDocumentation:
     PAGE = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
 
     def rows_after(self, heading: str) -> dict[str, list[str]]:
         """Return the rows of the tables under a heading, by their first cell."""
-        section = re.split(r"^#+ ", self.PAGE.split(f"{heading}\n", maxsplit=1)[1], flags=re.MULTILINE)[0]
+        section = re.split(
+            r"^#+ ", self.PAGE.split(f"{heading}\n", maxsplit=1)[1], flags=re.MULTILINE
+        )[0]
         lines = [line for line in section.splitlines() if line.startswith("| `")]
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         return {row[0].strip("`"): row[1:] for row in cells}
