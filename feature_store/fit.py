@@ -170,6 +170,14 @@ def check(encoders: Sequence[Declared], dtypes: Mapping[str, fs.RawColumn]) -> N
         else:
             _check_crossed(encoder, earlier, dtypes)
         earlier[encoder.name] = encoder
+    raw = _raw_of(encoders, dtypes)
+    for name in raw:
+        owner = name.removesuffix(".length")
+        if owner != name and owner in raw and raw[owner].is_list:
+            raise FeatureError(
+                f"column {name!r}: a release names the lengths of the list {owner!r} so; rename the "
+                f"column, as by `derive` in [data]."
+            )
 
 
 def _check_column(encoder: Column, raw: fs.RawColumn) -> None:

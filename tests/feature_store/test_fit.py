@@ -216,6 +216,12 @@ class TestRefusals:
         ):
             raw_columns(encoders, {"x": pl.Int64()})
 
+    def test_a_column_named_as_the_length_of_a_list_is_refused(self) -> None:
+        rows = pl.LazyFrame({"x": [[1]], "x.length": [1]})
+        encoders = [enc.Vocabulary(name="x", length=1), enc.Vocabulary(name="x.length")]
+        with pytest.raises(FeatureError, match=r"column 'x\.length': a release names"):
+            fit(encoders, [rows], raw_columns(encoders, rows.collect_schema()))
+
     def test_no_fragments_are_refused(self) -> None:
         with pytest.raises(DataError, match="training data is empty"):
             fit([enc.Vocabulary(name="x")], [], {"x": fs.RawColumn(name="x", dtype="int64")})
