@@ -186,7 +186,10 @@ class FusedTables(nn.Module):
         distinct = torch.unique(table_V * _TABLE + codes)
         table_U = distinct // _TABLE
         count_T = torch.bincount(table_U, minlength=len(self.keys))
-        num_more = int(count_T.max())
+        most = count_T.max()
+        if dist.get_world_size() > 1:  # row-wise tables want as many examples on every rank
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        num_more = int(most)
         more_TU = torch.arange(num_more, device=codes.device) < count_T.unsqueeze(1)
         order = torch.argsort(torch.cat([table_V, table_U]), stable=True)
         return KeyedJaggedTensor(

