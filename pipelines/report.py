@@ -29,7 +29,7 @@ METRICS = {
 }
 """Metric to what it says, in the order of the tables."""
 
-_SLICE_ROWS = 12
+_SLICE_ROWS = 24
 
 
 def write_report(run_dir: Path) -> Path:
@@ -165,7 +165,8 @@ def _facts(evaluation: Mapping[str, Any], job: Mapping[str, Any]) -> list[tuple[
 def _split_text(split: Mapping[str, Any] | None) -> str:
     if split is None:
         return "files of their own"
-    settings = ", ".join(f"{key} {value}" for key, value in split.items() if key != "by")
+    told = ((key, value) for key, value in split.items() if key != "by" and key != value)
+    settings = ", ".join(f"{key} {value}" for key, value in told)
     return f"by {split['by']} ({settings})"
 
 

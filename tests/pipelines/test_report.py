@@ -244,7 +244,7 @@ def test_report_with_metrics_that_are_not_defined_says_so(tmp_path: Path) -> Non
 
 def test_large_slices_are_cut_and_the_rest_counted(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run")))
-    assert "and 22 smaller ones, in evaluation.json" in page.words
+    assert "and 10 smaller ones, in evaluation.json" in page.words
 
 
 def test_equal_runs_give_equal_reports(tmp_path: Path) -> None:
