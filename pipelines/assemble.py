@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from pydantic import ValidationError
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from headwater.feature_store.errors import JobError, RunError
@@ -73,7 +74,7 @@ def choose_device(job: Job, ranks: Ranks) -> torch.device:
     if device.type != "cuda":
         raise JobError(f"train.device: {wanted!r} is not supported. Expected auto, cpu or cuda.")
     found = torch.cuda.device_count()
-    index = ranks.local_rank if device.index is None else device.index
+    index = ranks.local_rank if ":" not in wanted else device.index
     if index >= found:
         raise JobError(
             f"train.device: {wanted!r} needs CUDA device {index}, found {found}. "
@@ -87,7 +88,11 @@ def check_precision(job: Job, device: torch.device) -> None:
     """Raise JobError for bfloat16 on a CPU that would have to emulate it, about ten times slower."""
     if job.train.precision != "bfloat16" or device.type == "cuda":
         return
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    # torch has no public name for these.
+    if not (
+        torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+        or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    ):
         raise JobError(
             "train.precision: bfloat16 on this CPU would be emulated (it has neither avx512_bf16 "
             "nor amx). Set train.precision = 'float32', or train on a GPU."
@@ -141,41 +146,90 @@ def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
     return placement
 
 
-def whole_state(placement: Placement) -> dict[str, Any]:
+def whole_state(placement: Placement, ranks: Ranks) -> dict[str, Any]:
     """Return the state with every sharded tensor whole, on rank 0; every rank must call it.
 
-    So a checkpoint does not depend on how tables were sharded.
+    So a checkpoint does not depend on how tables were sharded. Rank 0 needs room for whole tables.
     """
-    return _gather(placement.state_dict())
+    state = placement.state_dict()
+    if ranks.world_size == 1:
+        return state
+    parts: list[Any] = [None] * ranks.world_size
+    # One gather of everything: a rank has the optimiser state of its own tables only, so that a
+    # gather of each tensor would not be the same sequence of calls on every rank.
+    dist.gather_object(dict(_local_shards(state)), parts if ranks.is_first else None)
+    if not ranks.is_first:
+        return {}
+    whole = _plain_leaves(state)
+    for path, (size, dtype, shards) in _merged(parts).items():
+        tensor = torch.empty(size, dtype=dtype, device="cpu")
+        for where, values in shards:
+            tensor[where] = values.view_as(tensor[where])
+        branch = whole
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = tensor
+    return whole
 
 
-def restore(placement: Placement, state: Mapping[str, Any]) -> None:
+def restore(placement: Placement, state: Mapping[str, Any], ranks: Ranks) -> None:
     """Put what `whole_state` gave into the network, each rank taking its shards of it."""
-    placement.load_state_dict(_shards(state, placement.state_dict()))
+    live = placement.state_dict()
+    if ranks.world_size > 1 and "fused" in live:
+        own = {key: value for key, value in state["fused"].items() if key in live["fused"]}
+        state = {**state, "fused": own}
+    placement.load_state_dict(_shards(state, live))
 
 
-def _gather(value: Any) -> Any:
+_Path = tuple[str, ...]
+_Shards = tuple[list[int], torch.dtype, list[tuple[tuple[slice, ...], torch.Tensor]]]
+
+
+def _local_shards(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, _Shards]]:
+    """Yield each sharded tensor with its path, whole size, and this rank's shards on the CPU."""
     if isinstance(value, Mapping):
-        return {key: _gather(each) for key, each in value.items()}
-    if not isinstance(value, ShardedTensor):
-        return value
-    out = None
-    if dist.get_rank() == 0:
+        for key, each in value.items():
+            yield from _local_shards(each, (*path, key))
+    elif isinstance(value, ShardedTensor):
         metadata = value.metadata()
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        out = torch.empty(metadata.size, dtype=metadata.tensor_properties.dtype, device=device)
-    value.gather(0, out)
-    return out
+        shards = [
+            (_place(shard.metadata), shard.tensor.detach().cpu()) for shard in value.local_shards()
+        ]
+        yield path, (list(metadata.size), metadata.tensor_properties.dtype, shards)
+
+
+def _merged(parts: list[dict[_Path, _Shards]]) -> dict[_Path, _Shards]:
+    """Return the shards of all ranks by path."""
+    merged: dict[_Path, _Shards] = {}
+    for part in parts:
+        for path, (size, dtype, shards) in part.items():
+            merged.setdefault(path, (size, dtype, []))[2].extend(shards)
+    return merged
+
+
+def _plain_leaves(value: Any) -> Any:
+    """Return nested dicts without their sharded tensors."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _plain_leaves(each)
+        for key, each in value.items()
+        if not isinstance(each, ShardedTensor)
+    }
+
+
+def _place(shard: ShardMetadata) -> tuple[slice, ...]:
+    sides = zip(shard.shard_offsets, shard.shard_sizes, strict=True)
+    return tuple(slice(offset, offset + size) for offset, size in sides)
 
 
 def _shards(saved: Any, live: Any) -> Any:
-    """Return `saved` with whole tensors where `live` has shards cut to this rank's shards."""
+    """Return `saved` with live shards, filled from it, for each tensor that is sharded here."""
     if isinstance(saved, Mapping) and isinstance(live, Mapping):
         return {key: _shards(each, live.get(key)) for key, each in saved.items()}
     if not isinstance(live, ShardedTensor):
         return saved
     for shard in live.local_shards():
-        offsets, sizes = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-        cut = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
-        shard.tensor.detach().copy_(saved[cut].view_as(shard.tensor))
+        values = saved[_place(shard.metadata)]
+        shard.tensor.detach().copy_(values.view_as(shard.tensor))
     return live

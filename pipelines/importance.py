@@ -59,12 +59,13 @@ def gate_values(network: CTRNetwork, sample: Batch, schema: Schema) -> list[dict
     tensor (B, F, D) a gate, features in schema order.
     """
     model = network.model
-    if not hasattr(model, "gates") or not getattr(model.config, "use_gates", True):
+    gates_of: Callable[..., tuple[Tensor, ...]] | None = getattr(model, "gates", None)
+    if gates_of is None or not getattr(model.config, "use_gates", True):
         return []
     parts: list[list[Tensor]] = []
     with torch.no_grad():
         for batch in _split(sample):
-            gates: tuple[Tensor, ...] = model.gates(**network.embeddings(batch))
+            gates = gates_of(**network.embeddings(batch))
             parts.append([gate_BFD.float().cpu() for gate_BFD in gates])
     rows: list[dict[str, Any]] = []
     for number, pieces in enumerate(zip(*parts, strict=True), start=1):

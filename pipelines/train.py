@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,6 +49,8 @@ from headwater.pipelines.scores import measure
 if TYPE_CHECKING:
     from headwater.feature_store.shards import ShardSet
     from headwater.pipelines.prepared import Prepared, SplitName
+
+T = TypeVar("T")
 
 LOG_STEPS = 100
 """Steps between two lines of `log.jsonl`."""
@@ -264,6 +266,10 @@ class _Loop:
         self._save(best=improved)
 
     def _evaluate(self) -> dict[str, float]:
+        if self.ranks.world_size > 1:
+            # Each rank keeps batch statistics of its own rows; the checkpoint holds those of rank 0.
+            for buffer in self.placement.network.model.buffers():
+                dist.broadcast(buffer, 0)
         scores = predict(
             self.placement,
             self._loader("valid").epoch(0, 0),
@@ -330,7 +336,7 @@ class _Loop:
     def _save(self, *, best: bool) -> None:
         """Save everything that the next step depends on; every rank must call it."""
         self.at.loss_sum = float(self.loss_sum)
-        state = whole_state(self.placement)
+        state = whole_state(self.placement, self.ranks)
         generators = _gathered(_generators(self.device), self.ranks)
         positions = _gathered(asdict(self.at), self.ranks)
         if self.ranks.is_first:
@@ -370,7 +376,7 @@ class _Loop:
                 f"{self.run.path}: trained by {len(rest['positions'])} processes, found "
                 f"{self.ranks.world_size}. Start the same number, as batches depend on it."
             )
-        restore(self.placement, {"model": network["weights"], **rest["state"]})
+        restore(self.placement, {"model": network["weights"], **rest["state"]}, self.ranks)
         self.plateau = Plateau(**rest["plateau"])
         self.at = _Position(**rest["positions"][self.ranks.rank])
         self.loss_sum.fill_(self.at.loss_sum)
@@ -457,12 +463,12 @@ def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def _shared(value: Any, ranks: Ranks) -> Any:
-    """Return rank 0's value on every rank."""
-    if ranks.world_size == 1:
-        return value
+def _shared(value: T | None, ranks: Ranks) -> T:
+    """Return rank 0's value, which is not None, on every rank."""
     values = [value]
-    dist.broadcast_object_list(values)
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(values)
+    assert values[0] is not None
     return values[0]
 
 

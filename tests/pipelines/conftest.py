@@ -183,7 +183,7 @@ TinyJob = Callable[..., Job]
 
 @pytest.fixture(scope="session")
 def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
-    """A function from settings of `[train]` and `[model]` to a job over 3,000 planted clicks.
+    """Return a function from settings of `[train]` and `[model]` to a job over planted clicks.
 
     Of five columns, user, item and price decide the label; colour and tags do not.
     """
@@ -239,5 +239,5 @@ def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
 
 @pytest.fixture(scope="session")
 def tiny_prepared(tiny_job: TinyJob, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """The prepared data of `tiny_job`, whatever its model."""
+    """Prepare the data of `tiny_job`, whatever its model."""
     return prepare(tiny_job(), tmp_path_factory.mktemp("prepared"))

@@ -1,0 +1,495 @@
+"""The training loop: it learns, repeats bit by bit, goes on after a kill, and says why it stops."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headwater.feature_store.errors import (
+    DataError,
+    JobError,
+    OutputError,
+    RunError,
+    TrainingError,
+)
+from headwater.feature_store.shards import Arrays, ShardWriter
+from headwater.models import registry
+from headwater.pipelines import assemble, checkpoint
+from headwater.pipelines.checkpoint import Checkpoints
+from headwater.pipelines.evaluate import evaluate
+from headwater.pipelines.job import Job
+from headwater.pipelines.prepared import Prepared, SplitName
+from headwater.pipelines.runs import Run, create_run, open_run
+from headwater.pipelines.train import train
+
+pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
+
+TinyJob = Callable[..., Job]
+
+MODES = ("fused", "dense")
+TIMES = {"seconds", "total_seconds", "rows_per_second"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, mode: str
+) -> None:
+    job = tiny_job(sparse={"mode": mode, "l2": 1e-5}, dense={"l2": 1e-5})
+    first, second = (state(train(job, tiny_prepared, runs=tmp_path)) for _ in range(2))
+    assert_equal(first, second)
+    other = train(tiny_job(sparse={"mode": mode}, seed=1), tiny_prepared, runs=tmp_path)
+    assert state(other)["training"]["positions"] != first["training"]["positions"]
+
+
+def test_run_holds_its_job_metrics_log_and_best_checkpoint(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    run = train(tiny_job(epochs=6), tiny_prepared, runs=tmp_path)
+    assert run.is_complete
+    metrics = run.read("metrics.json")
+    history = metrics["history"]
+    assert [record["epoch"] for record in history] == list(range(1, len(history) + 1))
+    best = max(history, key=lambda record: record["valid"]["auc"])
+    assert metrics["training"]["best_epoch"] == best["epoch"]
+    assert metrics["valid"] == best["valid"]
+    assert metrics["valid"]["auc"] > 0.7
+    assert metrics["rows_per_second"] > 0
+    assert metrics["peak_rss_mb"] > 50
+    assert metrics["schema_hash"] == tiny_prepared.schema.hash
+    assert Path(metrics["prepared"]) == tiny_prepared.path.resolve()
+    events = [
+        json.loads(line)["event"] for line in (run.path / "log.jsonl").read_text().splitlines()
+    ]
+    assert events[0] == "training started"
+    assert events[-1] == "training ended"
+    assert events.count("epoch ended") == len(history)
+    assert Checkpoints(run.checkpoint).load("best") is not None
+
+
+@pytest.mark.parametrize("model", sorted(registry.MODELS))
+def test_one_loop_trains_every_model(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, model: str
+) -> None:
+    job = tiny_job(model={"type": model}, epochs=2, sparse={"lr": 0.2})
+    history = train(job, tiny_prepared, runs=tmp_path).read("metrics.json")["history"]
+    assert history[-1]["valid"]["auc"] > 0.55
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_plateau_drops_both_rates_and_stops(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    # No improvement is large enough after the first epoch.
+    job = tiny_job(min_delta=0.6, patience=2, epochs=9, min_lr=5e-5)
+    metrics = train(job, tiny_prepared, runs=tmp_path).read("metrics.json")
+    assert [r["lr_sparse"] for r in metrics["history"]] == pytest.approx([0.02, 0.02, 0.002])
+    assert [r["lr_dense"] for r in metrics["history"]] == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert metrics["training"]["stopped"] == "plateau"
+    assert metrics["training"]["best_epoch"] == 1
+
+
+def test_weights_change_the_loss_and_zero_weights_teach_nothing(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    prepared = with_rows(tiny_prepared, tmp_path / "prepared", weight=0.0)
+    job = tiny_job(epochs=1, model={"type": "dnn", "embedding_dim": 8, "hidden": [8]})
+    run = train(job, prepared, runs=tmp_path)
+    assert run.read("metrics.json")["history"][0]["train_loss"] == 0.0
+    trained = state(run)["network"]["weights"]
+    fresh = assemble.assemble(job, prepared.schema, torch.device("cpu"))
+    for name, weight in fresh.state_dict()["model"].items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(trained[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("mode", "kills"),
+    [
+        ("fused", 1),
+        pytest.param("fused", 3, marks=pytest.mark.slow),
+        pytest.param("dense", 3, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.timeout(300)
+def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, mode: str, kills: int
+) -> None:
+    job = tiny_job(sparse={"mode": mode}, epochs=4, checkpoint_steps=2, shuffle_rows=500)
+    expected = train(job, tiny_prepared, runs=tmp_path)
+    run = create_run(job, tmp_path)
+    killed_after: list[int] = []
+    chance = random.Random(mode)
+    for _ in range(kills):
+        process = resume_in_a_process(run, tiny_prepared, tmp_path / "stderr")
+        log = run.path / "log.jsonl"
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        wait_for(process, log, before + 3 + chance.randrange(12), tmp_path / "stderr")
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_after.append(len(log.read_text().splitlines()) if log.exists() else 0)
+    assert not run.is_complete, f"too late: killed after {killed_after} lines"
+    train(run.job, tiny_prepared, run=run, resume=True)
+    assert_equal(state(run), state(expected))
+    assert_equal(
+        strip(run.read("metrics.json")["history"]), strip(expected.read("metrics.json")["history"])
+    )
+
+
+@pytest.mark.parametrize("moment", ["rename", "write_whole", "_remove_unnamed"])
+def test_stopped_inside_a_save_and_resumed_gives_the_same_bits(
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    job = tiny_job(epochs=3, checkpoint_steps=3)
+    expected = state(train(job, tiny_prepared, runs=tmp_path))
+    run = create_run(job, tmp_path)
+    owner: Any = {"rename": Path, "write_whole": checkpoint}.get(moment, Checkpoints)
+    for count in (1, 3, 4):
+        real, calls = getattr(owner, moment), [0]
+
+        def stop(*args: Any, real: Any = real, calls: list[int] = calls, n: int = count) -> Any:
+            calls[0] += 1
+            if calls[0] == n:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, moment, stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(run.job, tiny_prepared, run=run, resume=True)
+    train(run.job, tiny_prepared, run=run, resume=True)
+    assert_equal(state(run), expected)
+
+
+def test_complete_run_is_left_as_it_is(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    run = train(tiny_job(epochs=1), tiny_prepared, runs=tmp_path)
+    before = (run.path / "metrics.json").read_bytes()
+    train(run.job, tiny_prepared, run=open_run(run.path), resume=True)
+    assert (run.path / "metrics.json").read_bytes() == before
+
+
+def test_run_of_other_features_is_not_resumed(
+    tiny_job: TinyJob, tiny_prepared: Prepared, click_schema: Any, tmp_path: Path
+) -> None:
+    job = tiny_job(epochs=1)
+    run = train(job, tiny_prepared, runs=tmp_path)
+    (run.path / "metrics.json").unlink()
+    index = json.loads((run.checkpoint / "index.json").read_text())
+    path = run.checkpoint / index["latest"]["folder"] / "network.pt"
+    network = torch.load(path, weights_only=True)
+    torch.save({**network, "schema_hash": click_schema.hash}, path)
+    for which in ("latest", "best"):
+        index[which]["files"]["network.pt"] = checkpoint._digest(path)
+    (run.checkpoint / "index.json").write_text(json.dumps(index))
+    with pytest.raises(RunError, match="the data changed since"):
+        train(run.job, tiny_prepared, run=run, resume=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_dense_column_is_named_with_its_step(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, value: float
+) -> None:
+    prepared = with_rows(tiny_prepared, tmp_path / "prepared", dense=value, at=700)
+    with pytest.raises(TrainingError, match=r"epoch 1, step [1-7]: .*column 'price'.*\[data\]"):
+        train(tiny_job(), prepared, runs=tmp_path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_non_finite_table_is_named(
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+) -> None:
+    def spoil(placement: Any) -> None:
+        tables = placement.network.embeddings.tables()
+        tables["emb_BFD"]["item"][5:9] = np.nan
+        placement.network.embeddings.load(tables, placement.network.embeddings.numeric_weights())
+
+    spoil_after_assembly(monkeypatch, spoil)
+    with pytest.raises(TrainingError, match=r"step 1: .*embedding table of 'item'.*sparse\.lr"):
+        train(tiny_job(sparse={"mode": mode}), tiny_prepared, runs=tmp_path)
+
+
+def test_non_finite_weights_are_named_by_module(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(placement: Any) -> None:
+        with torch.no_grad():
+            placement.network.model.mlp_2[0].weight[0, 0] = torch.inf
+
+    spoil_after_assembly(monkeypatch, spoil)
+    with pytest.raises(TrainingError, match=r"weights of 'mlp_2\.0'.*train\.dense\.lr"):
+        train(tiny_job(), tiny_prepared, runs=tmp_path)
+
+
+def test_one_class_in_validation_is_refused(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    prepared = with_rows(tiny_prepared, tmp_path / "prepared", split="valid", label=0.0)
+    with pytest.raises(DataError, match="valid: 0 of 50 rows have label 1"):
+        train(tiny_job(), prepared, runs=tmp_path)
+
+
+def test_grouped_auc_without_a_usable_group_is_refused(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    prepared = with_rows(tiny_prepared, tmp_path / "prepared", split="valid", group=True)
+    with pytest.raises(DataError, match="no group has rows of both classes"):
+        train(tiny_job(monitor="gauc"), prepared, runs=tmp_path)
+
+
+def test_last_batch_of_one_row_does_not_stop_batch_norm(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    prepared = with_rows(tiny_prepared, tmp_path / "prepared", rows=129)
+    run = train(tiny_job(batch_size=64, epochs=1), prepared, runs=tmp_path)
+    assert run.read("metrics.json")["history"][0]["step"] == 2
+    assert "batch too small, skipped" in (run.path / "log.jsonl").read_text()
+
+
+def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(epochs=3)
+    expected = state(train(job, tiny_prepared, runs=tmp_path))
+    run = create_run(job, tmp_path)
+    with monkeypatch.context() as patch:
+        real, saved = torch.save, [0]
+
+        def full(tree: Any, file: Any) -> None:
+            saved[0] += 1
+            if saved[0] == 4:
+                raise OSError(28, "No space left on device")
+            real(tree, file)
+
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
+            train(job, tiny_prepared, run=run)
+    train(run.job, tiny_prepared, run=run, resume=True)
+    assert_equal(state(run), expected)
+
+
+def test_wrong_model_settings_are_named_with_their_path(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    model = {"type": "finalmlp", "num_heads": "many", "hiden_1": [4]}
+    with pytest.raises(JobError) as found:
+        train(tiny_job(model=model), tiny_prepared, runs=tmp_path)
+    assert "model.hiden_1: unknown key. Did you mean 'hidden_1'?" in str(found.value)
+    assert "model.num_heads: " in str(found.value)
+    with pytest.raises(JobError, match="unknown model 'finalmpl'"):
+        train(tiny_job(model={"type": "finalmpl"}), tiny_prepared, runs=tmp_path)
+
+
+def test_device_and_precision_that_the_machine_lacks_are_refused(
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(JobError, match=r"train\.device: unknown device 'gpu!'"):
+        train(tiny_job(device="gpu!"), tiny_prepared, runs=tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(JobError, match=r"needs CUDA device 0, found 0.*headwater doctor"):
+            train(tiny_job(device="cuda"), tiny_prepared, runs=tmp_path)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(JobError, match=r"train\.precision: bfloat16 on this CPU"):
+        train(tiny_job(precision="bfloat16"), tiny_prepared, runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bfloat16 instructions"
+)
+def test_bfloat16_learns_almost_as_float32(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    found = {
+        precision: train(tiny_job(precision=precision), tiny_prepared, runs=tmp_path).read(
+            "metrics.json"
+        )["valid"]["auc"]
+        for precision in ("float32", "bfloat16")
+    }
+    assert found["bfloat16"] != found["float32"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own parts
+def test_compiled_model_learns_the_same(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    model = {"type": "dnn", "embedding_dim": 8, "hidden": [8], "dropout": 0.0}
+    found = [
+        train(tiny_job(model=model, compile=flag), tiny_prepared, runs=tmp_path).read(
+            "metrics.json"
+        )["valid"]["auc"]
+        for flag in (False, True)
+    ]
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_train_like_one_and_resume_after_a_kill(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    job = tiny_job(epochs=3, batch_size=300, checkpoint_steps=2)
+    alone = train(job, tiny_prepared, runs=tmp_path / "one").read("metrics.json")
+    script = tmp_path / "resume.py"
+    script.write_text(RESUME)
+
+    def start(run: Run) -> subprocess.Popen[bytes]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        arguments = [str(script), str(run.path), str(tiny_prepared.path)]
+        with (tmp_path / "stderr").open("wb") as errors:
+            return subprocess.Popen(
+                [sys.executable, *torchrun, *arguments], stderr=errors, start_new_session=True
+            )
+
+    whole, killed = create_run(job, tmp_path), create_run(job, tmp_path)
+    assert start(whole).wait() == 0, (tmp_path / "stderr").read_text()
+    metrics = whole.read("metrics.json")
+    assert metrics["training"]["world_size"] == 2
+    assert metrics["history"][0]["step"] == alone["history"][0]["step"]
+    assert metrics["valid"]["auc"] == pytest.approx(alone["valid"]["auc"], abs=0.03)
+    process = start(killed)
+    wait_for(process, killed.path / "log.jsonl", 9, tmp_path / "stderr")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not killed.is_complete
+    with pytest.raises(RunError, match="trained by 2 processes, found 1"):
+        train(killed.job, tiny_prepared, run=killed, resume=True)
+    assert start(killed).wait() == 0, (tmp_path / "stderr").read_text()
+    assert_equal(state(killed)["best"], state(whole)["best"])
+    evaluated = evaluate(whole)
+    assert evaluated["valid"]["auc"] == pytest.approx(metrics["valid"]["auc"], abs=1e-6)
+
+
+RESUME = """
+import sys
+from pathlib import Path
+import torch
+from headwater.pipelines.prepared import load_prepared
+from headwater.pipelines.runs import open_run
+from headwater.pipelines.train import train
+
+torch.set_num_threads(1)
+run = open_run(sys.argv[1])
+train(run.job, load_prepared(Path(sys.argv[2])), run=run, resume=True)
+"""
+
+
+def resume_in_a_process(run: Run, prepared: Prepared, errors: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", RESUME, str(run.path), str(prepared.path)]
+    with errors.open("wb") as file:
+        return subprocess.Popen(command, stderr=file)
+
+
+def wait_for(process: subprocess.Popen[bytes], log: Path, lines: int, errors: Path) -> None:
+    """Wait until the log has so many lines."""
+    while not log.exists() or len(log.read_text().splitlines()) < lines:
+        assert process.poll() is None, errors.read_text()
+        time.sleep(0.002)
+
+
+def state(run: Run) -> dict[str, Any]:
+    """Return the latest checkpoint, and the weights of the best one."""
+    checkpoints = Checkpoints(run.checkpoint)
+    latest, best = checkpoints.load("latest"), checkpoints.load("best")
+    assert latest is not None
+    assert best is not None
+    return {**latest, "best": best["network"]}
+
+
+def strip(tree: Any) -> Any:
+    """Return nested values without measured times."""
+    if isinstance(tree, dict):
+        return {key: strip(value) for key, value in tree.items() if key not in TIMES}
+    return [strip(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def assert_equal(left: Any, right: Any, path: str = "") -> None:
+    """Compare nested values bit by bit, but for measured times."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left.keys() - TIMES:
+            assert_equal(left[key], right[key], f"{path}.{key}")
+    elif isinstance(left, list):
+        assert len(left) == len(right), path
+        for i, pair in enumerate(zip(left, right, strict=True)):
+            assert_equal(*pair, f"{path}[{i}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    else:
+        assert left == right, path
+
+
+def with_rows(
+    prepared: Prepared,
+    folder: Path,
+    *,
+    split: SplitName = "train",
+    rows: int | None = None,
+    weight: float | None = None,
+    dense: float | None = None,
+    at: int = 0,
+    label: float | None = None,
+    group: bool = False,
+) -> Prepared:
+    """Return prepared data in which one split is changed, as bad data would."""
+    folder.mkdir()
+    for each in prepared.splits:
+        (folder / each).symlink_to((prepared.path / each).resolve())
+    source = prepared.dataset(split).arrays(0)
+    count = rows or (50 if split == "valid" else len(source))
+    values = {name: array[:count].copy() for name, array in source.present()}
+    if dense is not None:
+        values["dense"][at] = dense
+    if weight is not None:
+        values["weight"] = np.full(count, weight, np.float32)
+    if label is not None:
+        values["label"][:] = label
+    if group:
+        values["group"] = values["label"].astype(np.int64)
+    (folder / split).unlink()
+    with ShardWriter(
+        folder / split, prepared.schema, group=True, weight=weight is not None
+    ) as writer:
+        writer.write(Arrays(**values))
+    return Prepared(folder, prepared.schema, prepared.splits)
+
+
+def spoil_after_assembly(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]) -> None:
+    """Change weights between assembly and the first step, as divergence would."""
+    real = assemble.assemble
+
+    def spoiled(*args: Any) -> Any:
+        placement = real(*args)
+        spoil(placement)
+        return placement
+
+    monkeypatch.setattr(sys.modules["headwater.pipelines.train"], "assemble", spoiled)
