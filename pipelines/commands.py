@@ -31,8 +31,10 @@ def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A
         Job file (TOML).
     """
     from headwater.pipelines import export, prepare, train
+    from headwater.pipelines.validate import require_sound
 
     declared = _load(job, set)
+    require_sound(declared, job)
     trained = train(declared, prepare(declared))
     result = evaluate_and_report(trained)
     release = export(trained)
@@ -77,6 +79,7 @@ def train(
     from headwater.pipelines import prepare as prepare_job
     from headwater.pipelines import train as train_job
     from headwater.pipelines.runs import open_run
+    from headwater.pipelines.validate import require_sound
 
     if (job is None) == (resume is None):
         raise JobError("train: give either a job file or --resume RUN.")
@@ -88,6 +91,7 @@ def train(
     else:
         assert job is not None
         declared = _load(job, set)
+        require_sound(declared, job)
         trained = train_job(declared, prepare_job(declared))
     emit({"run": trained.path}, as_json=json, text=f"run {trained.path}")
 

@@ -145,15 +145,11 @@ def readable(
 
 def _typed(source: Source, chunk: Chunk, frame: pl.DataFrame) -> pl.DataFrame:
     """Return a chunk as it is staged."""
-
-    def fail(row: int, column: str, message: str) -> None:
-        where = source.rows.where(chunk, int(frame.get_column(ROW)[row]))
-        raise DataError(f"{where}, column {column!r}: {message}")
-
+    fail = failing(source, chunk, frame)
     features, rule = source.job.features, source.job.data.split
-    values = _normal(frame, source.raw, fail)
+    values = normal(frame, source.raw, fail)
     staged = [frame.get_column(ROW), *(values.get_column(name) for name in source.raw)]
-    staged.append(_label(frame.get_column(features.label), fail).alias(LABEL))
+    staged.append(label(frame.get_column(features.label), fail).alias(LABEL))
     if features.weight is not None:
         staged.append(_weight(frame.get_column(features.weight), fail).alias(WEIGHT))
     if (group := features.group or features.user) is not None:
@@ -184,13 +180,24 @@ Fail = Callable[[int, str, str], None]
 """Raises DataError for a row of the chunk, a column and a message."""
 
 
+def failing(source: Source, chunk: Chunk, frame: pl.DataFrame) -> Fail:
+    """Return what raises DataError with the file and the raw row of a row of `frame`, made of `chunk`."""
+
+    def fail(row: int, column: str, message: str) -> None:
+        where = source.rows.where(chunk, int(frame.get_column(ROW)[row]))
+        raise DataError(f"{where}, column {column!r}: {message}")
+
+    return fail
+
+
 def _refuse(wrong: pl.Series, column: str, message: str, fail: Fail) -> None:
     """Fail at the first true value."""
     for row in wrong.arg_true().head(1):
         fail(row, column, message)
 
 
-def _label(values: pl.Series, fail: Fail) -> pl.Series:
+def label(values: pl.Series, fail: Fail) -> pl.Series:
+    """Return labels as Float32; fails at the first that is not 0 or 1."""
     if values.dtype.is_nested() or values.dtype.is_temporal():
         raise DataError(f"column {values.name!r}: {values.dtype} is no label, expected 0 or 1.")
     numbers = values.cast(pl.Float64, strict=False)
@@ -220,7 +227,7 @@ def _key(frame: pl.DataFrame, name: str, fail: Fail) -> pl.Series:
         raise DataError(
             f"column {name!r}: found {found}, expected one integer or text a row, a key."
         )
-    values = _normal(frame, {name: raw}, fail).get_column(name)
+    values = normal(frame, {name: raw}, fail).get_column(name)
     if raw.dtype == "string":
         text = polars_hash.NonCryptographicHashingNameSpace(pl.col(name))
         hashed = text.xxh3_64(seed=0).reinterpret(signed=True)
@@ -238,10 +245,10 @@ def _ordered(frame: pl.DataFrame, name: str, fail: Fail) -> pl.Series:
             f"column {name!r}: found {frame.schema[name]}, expected a time: a number, a date, a datetime or "
             f"ISO 8601 text in a CSV. Derive one in [data]."
         )
-    return _normal(frame, {name: raw}, fail).get_column(name)
+    return normal(frame, {name: raw}, fail).get_column(name)
 
 
-def _normal(frame: pl.DataFrame, raw: Mapping[str, fs.RawColumn], fail: Fail) -> pl.DataFrame:
+def normal(frame: pl.DataFrame, raw: Mapping[str, fs.RawColumn], fail: Fail) -> pl.DataFrame:
     """Return `frame` in the encoders' normal form; fails at the first value that has none."""
     try:
         return normalise(frame.lazy(), list(raw.values())).collect()

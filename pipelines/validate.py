@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,8 +95,8 @@ def check_job(job: Job) -> Validation:
     """Return what is wrong with a job and its data, or else what the model and the release will see."""
     result = Validation()
     _check_model(job, result)
-    raw = _check_columns(job, result)
-    _check_context(job, raw, result)
+    _check_columns(job, result)
+    _check_context(job, result)
     if not result.problems:
         from headwater.pipelines.staging import Source
 
@@ -107,6 +107,18 @@ def check_job(job: Job) -> Validation:
         if not result.problems:
             _check_splits(job, result)
     return result
+
+
+def require_sound(job: Job, source: object = "job") -> None:
+    """Raise JobError for what is wrong with `[model]` and `[export]`, which need no data to be judged.
+
+    Preparing and training may take hours; whoever begins them asks this first. `source` names the job.
+    """
+    result = Validation()
+    _check_model(job, result)
+    _check_context(job, result)
+    if result.problems:
+        raise JobError("\n".join(f"{source}: {problem}" for problem in result.problems))
 
 
 def _check_model(job: Job, result: Validation) -> None:
@@ -143,8 +155,8 @@ def _check_model(job: Job, result: Validation) -> None:
                 )
 
 
-def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
-    """Check files, columns and types; return the raw columns that could be settled."""
+def _check_columns(job: Job, result: Validation) -> None:
+    """Check files, columns and types."""
     from headwater.feature_store.encoders import Column
     from headwater.feature_store.fit import check, raw_columns
     from headwater.pipelines.rows import Rows
@@ -160,11 +172,11 @@ def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
         result.attempt(lambda join=join: Table(find_files(join.path)).names()) for join in data.join
     ]
     if result.problems and (not files or None in sides):
-        return {}
+        return
     table = Table(files)
     names = result.attempt(table.names)
     if names is None:
-        return {}
+        return
     known = [*names, *(name for side in sides for name in side or ()), *data.derive]
     wanted: dict[str, str] = {}
     for name, reason in _wanted(job):
@@ -172,11 +184,11 @@ def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
             wanted.setdefault(name, f"({reason} needs it.)")
         else:
             result.problems.append(
-                f"{reason}: column {name!r} is not in the data.{_near(name, known)}"
+                f"{table.path}: {reason}: column {name!r} is not in the data.{_near(name, known)}"
             )
     rows = result.attempt(lambda: Rows(table, data, wanted))
     if rows is None:
-        return {}
+        return
     raw: dict[str, RawColumn] = {}
     sound: list[Declared] = []
     for encoder in job.features.columns:
@@ -193,7 +205,6 @@ def _check_columns(job: Job, result: Validation) -> Mapping[str, RawColumn]:
         if len(result.problems) > before:
             sound.pop()
         raw = merged
-    return raw
 
 
 def _wanted(job: Job) -> Iterable[tuple[str, str]]:
@@ -212,12 +223,13 @@ def _wanted(job: Job) -> Iterable[tuple[str, str]]:
         yield name, "data.split"
 
 
-def _check_context(job: Job, raw: Mapping[str, RawColumn], result: Validation) -> None:
-    if not raw:
-        return
+def _check_context(job: Job, result: Validation) -> None:
+    from headwater.feature_store.encoders import Column
+
+    read = [each.inputs[0] for each in job.features.columns if isinstance(each, Column)]
     for name in job.export.context:
-        if name not in raw:
-            hint = _near(name, list(raw))
+        if name not in read:
+            hint = _near(name, read)
             result.problems.append(f"export.context: {name!r} is no raw column of a feature.{hint}")
 
 
@@ -261,34 +273,19 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
 
 def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
-    from headwater.feature_store.normalise import data_errors, normalise
-    from headwater.pipelines.rows import ROW
+    from headwater.pipelines import staging
 
-    label = source.job.features.label
-    waiting = dict(source.raw)
-    label_is_sound = True
+    name = source.job.features.label
+    checks: dict[str, Callable[[pl.DataFrame, staging.Fail], object]] = {
+        column: lambda frame, fail, raw=raw: staging.normal(frame, {raw.name: raw}, fail)
+        for column, raw in source.raw.items()
+    }
+    checks[name] = lambda frame, fail: staging.label(frame.get_column(name), fail)
     for chunk, frame in _read(source, result):
-        path = source.table.files[chunk.file].path
-
-        def look(raw: RawColumn, frame: pl.DataFrame = frame, path: str = path) -> bool:
-            with data_errors(path):
-                normalise(frame.select(raw.name).lazy(), [raw]).collect()
-            return True
-
-        for name, raw in list(waiting.items()):
-            if not result.attempt(lambda raw=raw: look(raw)):
-                del waiting[name]
-        if label_is_sound:
-            values = frame.get_column(label)
-            wrong = _not_a_label(values)
-            if wrong is not None:
-                row = int(frame.get_column(ROW)[wrong])
-                found = "no value" if values[wrong] is None else repr(values[wrong])
-                result.problems.append(
-                    f"{source.rows.where(chunk, row)}, column {label!r}: found {found}, a label is 0 or "
-                    f"1. Derive one in [data] or filter such rows."
-                )
-                label_is_sound = False
+        fail = staging.failing(source, chunk, frame)
+        for column, check in list(checks.items()):
+            if result.attempt(lambda check=check: check(frame, fail)) is None:  # noqa: B023
+                del checks[column]
 
 
 def _read(source: Source, result: Validation) -> Iterable[Any]:
@@ -296,17 +293,6 @@ def _read(source: Source, result: Validation) -> Iterable[Any]:
     chunks = source.rows.chunks()
     while (chunk := result.attempt(lambda: next(chunks, None))) is not None:
         yield chunk
-
-
-def _not_a_label(values: pl.Series) -> int | None:
-    """Return the first place whose value is not 0 or 1."""
-    import polars as pl
-
-    if values.dtype.is_nested() or values.dtype.is_temporal():
-        return 0 if len(values) else None
-    numbers = values.cast(pl.Float64, strict=False)
-    wrong = (~numbers.is_in([0.0, 1.0])).fill_null(value=True).arg_true()
-    return int(wrong[0]) if len(wrong) else None
 
 
 def _check_splits(job: Job, result: Validation) -> None:
@@ -335,11 +321,13 @@ def _check_splits(job: Job, result: Validation) -> None:
             if split == "test":
                 continue
             if rows == 0:
-                result.problems.append(f"data: no rows for {split}; check `split` and `filter`.")
+                result.problems.append(
+                    f"{source.table.path}: no rows for {split}; check `split` and `filter`."
+                )
             elif positives in (0, rows):
                 result.problems.append(
-                    f"data: all {rows:,} rows of {split} have the label {int(positives > 0)}; expected "
-                    f"both 0 and 1. Check the label and `split`."
+                    f"{source.table.path}: all {rows:,} rows of {split} have the label "
+                    f"{int(positives > 0)}; expected both 0 and 1. Check the label and `split`."
                 )
 
 

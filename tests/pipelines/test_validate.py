@@ -228,8 +228,8 @@ def test_first_wrong_value_of_every_column_is_reported() -> None:
     }
     problems = check_job(parse_job(declared)).problems
     assert len(problems) == 3
-    assert any("column 'a'" in problem and '"x"' in problem for problem in problems)
-    assert any("column 'b'" in problem and '"y"' in problem for problem in problems)
+    assert any("row 51, column 'a': found 'x'" in problem for problem in problems)
+    assert any("row 52, column 'b': found 'y'" in problem for problem in problems)
     assert any("row 51, column 'click': found 2" in problem for problem in problems)
 
 
