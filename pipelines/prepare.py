@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.polars_compiler import encode_frame, missing_and_unknown
+from headwater.feature_store.polars_compiler import encode, missing_and_unknown
 from headwater.feature_store.schema import Schema, write_schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.console import Progress, note
@@ -113,9 +113,9 @@ def _write(source: Source, folder: Path, created: Mapping[str, Any]) -> None:
     statistics: dict[SplitName, SplitStatistics] = {}
     with Progress("encode", total=sum(count for count, _ in counts.values()), unit="rows") as bar:
         for split in present:
-            rows = pl.scan_parquet(parts).filter(chosen[split])
+            rows = [pl.scan_parquet(part).filter(chosen[split]) for part in parts]
             statistics[split] = _encode(rows, schema, folder / split, created, bar)
-    times = _time_range_ms(pl.scan_parquet(parts).filter(chosen["train"]))
+    times = _time_range_ms(train)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
     sample = _sample(parts, chosen["valid"], schema)
     sample.rename({LABEL: source.job.features.label}).write_parquet(folder / SAMPLE)
@@ -151,15 +151,20 @@ def _check_counts(counts: Mapping[SplitName, tuple[int, int]], path: str) -> Non
 
 
 def _encode(
-    rows: pl.LazyFrame, schema: Schema, folder: Path, created: Mapping[str, Any], bar: Progress
+    rows: Sequence[pl.LazyFrame],
+    schema: Schema,
+    folder: Path,
+    created: Mapping[str, Any],
+    bar: Progress,
 ) -> SplitStatistics:
-    """Write the shards of one split; the query is built once, so that lookups are too."""
-    extra = [name for name in (LABEL, WEIGHT, GROUP) if name in rows.collect_schema()]
+    """Write the shards of one split, a part at a time; the expressions and their lookups are built once."""
+    staged = rows[0].collect_schema()
+    extra = [name for name in (LABEL, WEIGHT, GROUP) if name in staged]
     dense = [
         pl.col(column.inputs[0]).is_null().alias(f"{column.name}.missing")
         for column in schema.dense
     ]
-    encoded = encode_frame(rows, schema, keep=[*extra, *dense])
+    encoded = [*encode(schema), *extra, *dense]
     counting = [
         *missing_and_unknown(schema),
         *(pl.col(each.meta.output_name()).sum() for each in dense),
@@ -168,11 +173,16 @@ def _encode(
     total: dict[str, int] = {}
     weight, group = WEIGHT in extra, GROUP in extra
     with ShardWriter(folder, schema, weight=weight, group=group, created=created) as writer:
-        for batch in encoded.collect_batches(chunk_size=BATCH_ROWS, engine="streaming"):
+
+        def take(batch: pl.DataFrame) -> None:
             writer.write(_arrays(batch, schema))
             for name, count in batch.select(counting).row(0, named=True).items():
                 total[name] = total.get(name, 0) + count
             bar.advance(batch.height)
+
+        for part in rows:
+            # Not `collect_batches`: what it has ready waits without a limit.
+            part.select(encoded).sink_batches(take, chunk_size=BATCH_ROWS, engine="streaming")
     columns = {
         column.name: ColumnCounts(
             total[f"{column.name}.missing"], total.get(f"{column.name}.unknown", 0)
@@ -207,19 +217,24 @@ def _sample(parts: list[Path], condition: pl.Expr, schema: Schema) -> pl.DataFra
         numbers = np.concatenate([numbers, found])
         numbers = numbers[np.argsort(uniform(numbers, 0), kind="stable")[:SAMPLE_ROWS]]
     chosen = pl.Series(np.sort(numbers)).implode()
-    rows = pl.scan_parquet(parts).filter(pl.col(ROW).is_in(chosen))
-    return rows.select(*(column.name for column in schema.raw), LABEL).collect(engine="streaming")
+    names = [*(column.name for column in schema.raw), LABEL]
+    rows = [pl.scan_parquet(part).filter(pl.col(ROW).is_in(chosen)).select(names) for part in parts]
+    return pl.concat([part.collect(engine="streaming") for part in rows])
 
 
-def _time_range_ms(rows: pl.LazyFrame) -> tuple[int, int] | None:
+def _time_range_ms(parts: Sequence[pl.LazyFrame]) -> tuple[int, int] | None:
     """Return first and last time in ms; the unit of plain numbers is told from their size.
 
     Seconds stay below 1e11 until the year 5138, milliseconds below 1e14, microseconds below 1e17.
     """
-    if TIME not in rows.collect_schema():
+    if TIME not in parts[0].collect_schema():
         return None
-    ends = rows.select(pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last"))
-    first, last = ends.collect(engine="streaming").row(0)
+    ends = [part.select(pl.col(TIME).min(), pl.col(TIME).max().alias("last")) for part in parts]
+    first, last = (
+        pl.concat([end.collect(engine="streaming") for end in ends])
+        .select(pl.col(TIME).min(), pl.col("last").max())
+        .row(0)
+    )
     if first is None:
         return None
     largest = max(abs(first), abs(last))

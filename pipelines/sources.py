@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def find_files(patterns: str | Sequence[str]) -> list[SourceFile]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         fs, location = _file_system(pattern)
         for path in _expand(fs, location, pattern):
-            shown = path if "://" not in pattern else fs.unstrip_protocol(path)
+            shown = _shown(fs, path, pattern)
             form = format_of(path)
             if form is None:
                 raise DataError(f"{shown}: expected a name that ends in {', '.join(SUFFIXES)}.")
@@ -218,6 +219,13 @@ def _expand(fs: AbstractFileSystem, location: str, pattern: str) -> list[str]:
     if not matches:
         raise DataError(f"{pattern}: no file matches this pattern.")
     return matches
+
+
+def _shown(fs: AbstractFileSystem, path: str, pattern: str) -> str:
+    """Return a path as its pattern was written: relative, absolute or as a URL."""
+    if "://" in pattern:
+        return fs.unstrip_protocol(path)
+    return path if Path(pattern).is_absolute() else os.path.relpath(path)
 
 
 def _is_hidden(path: str) -> bool:

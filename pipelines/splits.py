@@ -21,14 +21,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headwater.feature_store.errors import DataError, JobError
+from headwater.feature_store.errors import DataError
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
 from headwater.pipelines.prepared import SPLITS, SplitName
 from headwater.pipelines.rows import ROW
 
 Conditions = Mapping[SplitName, pl.Expr]
 
-BINS = 1 << 20
+BINS = 1 << 16
 
 SPLIT_KEY = "__split_key"
 """What the rule orders or compares: time, share or value (Int64, Float64 or String)."""
@@ -53,11 +53,6 @@ def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
     Time takes two to four passes over one column and no memory that grows with rows; leave-one-out one pass
     and memory for each user; the others none.
     """
-    if isinstance(split, TimeSplit | RatioSplit) and split.valid + split.test >= 1:
-        raise JobError(
-            f"data.split: valid {split.valid} and test {split.test} leave no row for training; "
-            f"their sum must be below 1."
-        )
     match split:
         case TimeSplit():
             return _by_time(split, fragments)

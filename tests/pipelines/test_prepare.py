@@ -1,0 +1,586 @@
+"""Preparing a job: what is written, what is refused, and what a failure leaves behind: nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from headwater.feature_store.errors import (
+    DataError,
+    FeatureError,
+    JobError,
+    OutputError,
+    ShardError,
+)
+from headwater.feature_store.polars_compiler import encode_frame
+from headwater.feature_store.reader import Reader
+from headwater.pipelines.job import Job, dump_job, parse_job
+from headwater.pipelines.prepare import Prepared, load_prepared, prepare
+from headwater.pipelines.prepared import SplitName
+
+FEATURES: list[dict[str, Any]] = [
+    {"name": "user", "encoder": "vocabulary"},
+    {"name": "city", "encoder": "vocabulary"},
+    {"name": "price", "encoder": "standardized"},
+    {"name": "price_q", "encoder": "quantiles", "column": "price", "num_buckets": 4},
+]
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def clicks(num_rows: int = 400, seed: int = 0) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    cities = np.array(["rome", "oslo", "lima", None], object)[rng.integers(0, 4, num_rows)]
+    return pl.DataFrame(
+        {
+            "user": rng.integers(0, 30, num_rows),
+            "city": pl.Series(cities.tolist(), dtype=pl.String),
+            "price": rng.random(num_rows).round(3),
+            "ts": 1_700_000_000 + rng.permutation(num_rows),
+            "click": rng.integers(0, 2, num_rows),
+        }
+    ).with_columns(price=pl.when(pl.col("price") > 0.1).then("price"))
+
+
+def job_of(
+    data: dict[str, Any] | None = None,
+    columns: Sequence[dict[str, Any]] = FEATURES,
+    **features: Any,
+) -> Job:
+    return parse_job(
+        {
+            "name": "clicks",
+            "data": {"source": "clicks.csv", "split": {"by": "time", "column": "ts"}}
+            | (data or {}),
+            "features": {"label": "click", "columns": list(columns), **features},
+            "model": {"type": "fm"},
+        }
+    )
+
+
+def write_job(job: Job) -> None:
+    Path("job.toml").write_text(dump_job(job))
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_shards_hold_what_the_schema_makes_of_the_rows() -> None:
+    frame = clicks()
+    frame.write_csv("clicks.csv")
+    prepared = prepare(
+        job_of(user="user", time="ts", weight="price_w", data={"derive": {"price_w": "user + 1"}})
+    )
+    assert prepared.splits == ("train", "valid", "test")
+    in_time = frame.sort("ts", maintain_order=True)
+    ranges: dict[SplitName, slice] = {
+        "train": slice(320),
+        "valid": slice(320, 360),
+        "test": slice(360, 400),
+    }
+    for split, part in ranges.items():
+        rows = in_time[part]
+        expected = frame.join(rows.select("ts"), on="ts", maintain_order="left")
+        encoded = encode_frame(expected.lazy(), prepared.schema).collect()
+        (batch,) = Reader(prepared.dataset(split), 1000, seed=0, shuffle=False).epoch(0)
+        np.testing.assert_array_equal(
+            batch.codes, encoded.select("user", "city", "price_q").to_numpy()
+        )
+        np.testing.assert_array_equal(batch.dense, encoded.select("price").to_numpy())
+        np.testing.assert_array_equal(batch.label, expected["click"].to_numpy())
+        assert batch.weight is not None
+        np.testing.assert_array_equal(batch.weight, expected["user"].to_numpy() + 1)
+        assert batch.group is not None
+        np.testing.assert_array_equal(batch.group, expected["user"].to_numpy())
+
+
+def test_encoders_learn_from_training_rows_only() -> None:
+    frame = clicks().with_columns(
+        city=pl.when(pl.col("ts") < 1_700_000_320).then(pl.lit("old")).otherwise(pl.lit("new"))
+    )
+    frame.write_csv("clicks.csv")
+    statistics = prepare(job_of()).statistics.splits
+    assert statistics["train"].columns["city"].unknown == 0
+    assert statistics["valid"].columns["city"].unknown == 40
+    assert statistics["test"].columns["city"].unknown == 40
+
+
+def test_statistics_count_rows_labels_missing_values_and_time() -> None:
+    frame = clicks()
+    frame.write_csv("clicks.csv")
+    prepared = prepare(job_of())
+    train = frame.filter(pl.col("ts") < 1_700_000_320)
+    found = prepared.statistics.splits["train"]
+    assert (found.rows, found.positives) == (320, train["click"].sum())
+    assert found.label_rate == pytest.approx(train["click"].mean())
+    missing = {name: counts.missing for name, counts in found.columns.items()}
+    null = train.null_count().row(0, named=True)
+    assert missing == {
+        "user": 0, "city": null["city"], "price": null["price"], "price_q": null["price"],
+    }  # fmt: skip
+    assert prepared.statistics.time_range_ms == (1_700_000_000_000, 1_700_000_319_000)
+
+
+def test_missing_and_nan_features_are_no_errors() -> None:
+    frame = clicks()
+    frame = frame.with_columns(
+        price=pl.when(pl.col("user") < 10).then(float("nan")).otherwise("price")
+    )
+    frame.write_parquet("clicks.parquet")
+    found = prepare(job_of({"source": "clicks.parquet"})).statistics.splits
+    nan = frame["price"].is_nan().sum() + frame["price"].null_count()
+    assert sum(split.columns["price"].missing for split in found.values()) == nan
+    assert sum(split.columns["price_q"].missing for split in found.values()) == nan
+
+
+def test_the_sample_holds_raw_rows_of_validation() -> None:
+    frame = clicks(60_000)
+    frame.write_parquet("clicks.parquet")
+    job = job_of({"source": "clicks.parquet"})
+    sample = pl.read_parquet(prepare(job).sample)
+    assert sample.columns == ["user", "city", "price", "click"]
+    assert sample.height == 4096
+    assert sample["click"].dtype == pl.Float32
+    valid = frame.sort("ts")[48_000:54_000].with_columns(pl.col("click").cast(pl.Float32))
+    assert sample.join(valid, on=sample.columns, how="anti", nulls_equal=True).height == 0
+
+
+def test_sources_of_their_own_are_the_splits() -> None:
+    for name, rows in (("a", 100), ("b", 50), ("v", 40), ("t", 30)):
+        clicks(rows, seed=ord(name)).write_parquet(f"{name}.parquet")
+    data = {
+        "source": None,
+        "split": None,
+        "train": ["b.parquet", "a.parquet"],
+        "valid": "v.parquet",
+    }
+    prepared = prepare(job_of(data))
+    assert prepared.splits == ("train", "valid")
+    assert [len(prepared.dataset(split)) for split in prepared.splits] == [150, 40]
+    prepared = prepare(job_of(data | {"test": "t.parquet"}))
+    assert [len(prepared.dataset(split)) for split in prepared.splits] == [150, 40, 30]
+    (batch,) = Reader(prepared.dataset("train"), 150, seed=0, shuffle=False).epoch(0)
+    labels = pl.concat([clicks(50, seed=ord("b")), clicks(100, seed=ord("a"))])["click"]
+    np.testing.assert_array_equal(batch.label, labels.to_numpy())
+
+
+def test_text_groups_are_hashed_and_lists_encoded() -> None:
+    frame = clicks().with_columns(
+        user=pl.col("user").cast(pl.String) + "x",
+        tags=pl.concat_list("user", "ts").cast(pl.List(pl.String)),
+    )
+    frame.write_ndjson("clicks.ndjson")
+    tags = {"name": "tags", "encoder": "hashed", "num_buckets": 9, "length": 3}
+    prepared = prepare(job_of({"source": "clicks.ndjson"}, [*FEATURES, tags], user="user"))
+    (batch,) = Reader(prepared.dataset("train"), 1000, seed=0, shuffle=False).epoch(0)
+    assert batch.codes.shape == (320, 6)
+    assert (batch.codes[:, 3:5] > 0).all()
+    assert (batch.codes[:, 5] == 0).all()
+    users = frame.filter(pl.col("ts") < 1_700_000_320)["user"]
+    assert batch.group is not None
+    assert len(np.unique(batch.group)) == users.n_unique()
+    pairs = set(zip(users, batch.group.tolist(), strict=True))
+    assert len(pairs) == users.n_unique()
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"by": "ratio"},
+        {"by": "leave-one-out", "user": "user", "time": "ts"},
+        {"by": "column", "column": "part"},
+    ],
+)
+def test_every_rule_gives_each_row_to_one_split(split: dict[str, str]) -> None:
+    frame = clicks().with_columns(part=pl.Series((["train"] * 6 + ["valid", "test"]) * 50))
+    frame.write_csv("clicks.csv")
+    prepared = prepare(job_of({"split": split}))
+    assert sum(len(prepared.dataset(name)) for name in prepared.splits) == 400
+
+
+def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    clicks(3000).write_csv("clicks.csv")
+    job = job_of({"split": {"by": "ratio", "seed": 3}})
+    first = prepare(job, Path("a"))
+    for name, rows in (
+        ("formats.CHUNK_ROWS", 100),
+        ("staging.CHUNK_ROWS", 200),
+        ("staging.PART_ROWS", 500),
+    ):
+        monkeypatch.setattr(f"headwater.pipelines.{name}", rows)
+    monkeypatch.setattr("headwater.pipelines.formats.CSV_BLOCK_BYTES", 4000)
+    # By its module: `headwater.pipelines.prepare` is the function.
+    monkeypatch.setattr(sys.modules["headwater.pipelines.prepare"], "BATCH_ROWS", 70)
+    second = prepare(job, Path("b"))
+    ours = {path.removeprefix("a/"): content for path, content in everything(Path("a")).items()}
+    theirs = {path.removeprefix("b/"): content for path, content in everything(Path("b")).items()}
+    assert ours == theirs
+    assert first.schema == second.schema
+
+
+# Use again, and never half.
+
+
+def test_equal_jobs_and_inputs_use_the_same_folder_again() -> None:
+    clicks().write_csv("clicks.csv")
+    first = prepare(job_of())
+    before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
+    assert prepare(job_of()).path == first.path
+    assert prepare(job_of({"negative_rate": 0.5})).path == first.path
+    assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
+    assert first.path.parent == Path("prepared/clicks")
+    assert prepare(job_of(columns=FEATURES[:2])).path != first.path
+    assert prepare(job_of({"filter": "user > 1"})).path != first.path
+    clicks(seed=1).write_csv("clicks.csv")
+    assert prepare(job_of()).path != first.path
+    assert not list(Path("prepared").rglob(".tmp-*"))
+
+
+@pytest.fixture
+def prepared() -> Prepared:
+    clicks().write_csv("clicks.csv")
+    return prepare(job_of())
+
+
+@pytest.mark.parametrize(
+    "name", ["schema.json", "statistics.json", "sample.parquet", "valid/manifest.json"]
+)
+def test_a_flipped_bit_beside_the_shards_is_refused_by_name(prepared: Prepared, name: str) -> None:
+    path = prepared.path / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=f"{name}: the file is corrupt"):
+        load_prepared(prepared.path)
+    with pytest.raises(ShardError, match="Delete the folder"):
+        prepare(job_of())
+
+
+def test_a_flipped_bit_in_a_shard_is_refused_by_name(prepared: Prepared) -> None:
+    path = prepared.path / "train" / "shard-00000.arrow"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=r"train/shard-00000\.arrow: the shard is corrupt"):
+        load_prepared(prepared.path).dataset("train")
+
+
+def test_a_folder_without_its_last_file_is_not_prepared_data(prepared: Prepared) -> None:
+    (prepared.path / "prepared.json").unlink()
+    with pytest.raises(ShardError, match=r"not prepared data: it has no prepared\.json"):
+        load_prepared(prepared.path)
+    (prepared.path / "prepared.json").write_text("{")
+    with pytest.raises(ShardError, match=r"prepared\.json: cannot be read"):
+        load_prepared(prepared.path)
+
+
+SLOW_PREPARE = """
+import sys, time
+from pathlib import Path
+from headwater.pipelines import staging
+from headwater.pipelines.job import load_job
+from headwater.pipelines.prepare import prepare
+add = staging._PartWriter.add
+def slow(self, frame):
+    add(self, frame)
+    print("staged", flush=True)
+    time.sleep(60)
+staging._PartWriter.add = slow
+prepare(load_job("job.toml"))
+"""
+
+
+def started_and_staging() -> subprocess.Popen[str]:
+    write_job(job_of())
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_PREPARE], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "staged\n"
+    return process
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up() -> None:
+    clicks().write_csv("clicks.csv")
+    process = started_and_staging()
+    folder = Path("prepared/clicks")
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+    # A prepare beside it that works leaves the other's folder alone.
+    prepare(job_of(columns=FEATURES[:2]))
+    assert len(list(folder.glob(".tmp-*"))) == 2
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list(folder.glob(".tmp-*"))) == 2
+    assert not [path for path in folder.glob("[!.]*") if path.name == prepare_key()]
+    prepared = prepare(job_of())
+    assert not list(folder.glob(".tmp-*"))
+    assert len(prepared.dataset("train")) == 320
+
+
+def prepare_key() -> str:
+    return prepare(job_of(), Path("elsewhere")).path.name
+
+
+@pytest.mark.timeout(120)
+def test_two_at_once_make_one() -> None:
+    clicks(2000).write_csv("clicks.csv")
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(2) as pool:
+        paths = pool.starmap(prepare, [(job_of(),), (job_of(),)])
+    assert len({prepared.path for prepared in paths}) == 1
+    assert [path.name for path in Path("prepared/clicks").iterdir()] == [paths[0].path.name]
+    assert len(load_prepared(paths[0].path).dataset("train")) == 1600
+
+
+# What is refused.
+
+CSV_TEXT = "user,city,price,ts,click\n" + "".join(
+    f"{number},rome,{number}.5,{number},{number % 2}\n" for number in range(1, 41)
+)
+
+
+def edited(row: int, column: int, value: str) -> str:
+    lines = CSV_TEXT.splitlines()
+    fields = lines[row].split(",")
+    fields[column] = value
+    lines[row] = ",".join(fields)
+    return "\n".join(lines) + "\n"
+
+
+BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
+    "word in a number": (
+        edited(7, 2, "abc"),
+        {},
+        r"csv, row 7, column 'price': found 'abc', expected double",
+    ),
+    "word in an integer": (
+        edited(7, 0, "abc"),
+        {"columns": [{"name": "user", "encoder": "vocabulary", "dtype": "int64"}]},
+        r"clicks\.csv, row 7, column 'user': found 'abc', expected int64",
+    ),
+    "fraction in an integer": (
+        edited(9, 0, "1.5"),
+        {"columns": [{"name": "user", "encoder": "vocabulary", "dtype": "int64"}]},
+        r"clicks\.csv, row 9, column 'user': found 1\.5, expected int64",
+    ),
+    "label 2": (
+        edited(11, 4, "2"),
+        {},
+        r"clicks\.csv, row 11, column 'click': found 2, a label is 0 or 1",
+    ),
+    "label yes": (
+        edited(11, 4, "yes"),
+        {},
+        r"row 11, column 'click': found 'yes', a label is 0 or 1",
+    ),
+    "label half": (edited(1, 4, "0.5"), {}, r"row 1, column 'click': found 0\.5, a label"),
+    "no label": (
+        edited(12, 4, ""),
+        {},
+        r"row 12, column 'click': found no value, a label is 0 or 1",
+    ),
+    "no time": (
+        edited(13, 3, ""),
+        {},
+        r"row 13, column 'ts': found no value; a split in order of time",
+    ),
+    "time is text": (edited(13, 3, "May"), {}, r"column 'ts': found String, expected a time"),
+    "negative weight": (
+        edited(14, 2, "-1"),
+        {"weight": "price"},
+        r"row 14, column 'price': found -1\.0, a weight",
+    ),
+    "group is a fraction": (
+        CSV_TEXT,
+        {"group": "price"},
+        r"column 'price': found a number with a fraction",
+    ),
+    "absent feature": (
+        CSV_TEXT,
+        {"columns": [{"name": "usr", "encoder": "vocabulary"}]},
+        r"clicks\.csv: column 'usr' is not in .*user, city, .*Did you mean 'user'\? \(Feature 'usr'",
+    ),
+    "absent label": (CSV_TEXT, {"label": "clik"}, r"column 'clik' .*'click'\? \(features\.label"),
+    "header only": ("user,city,price,ts,click\n", {}, r"clicks\.csv: no rows"),
+    "empty": ("", {}, r"clicks\.csv: the file is empty"),
+    "all filtered": (CSV_TEXT, {"data": {"filter": "user > 99"}}, r"no rows that the filter keeps"),
+    "one class in train": (
+        "user,city,price,ts,click\n" + "1,x,1,1,0\n" * 40,
+        {"data": {"split": {"by": "ratio"}}},
+        r"all \d+ rows of train have the label 0; expected both",
+    ),
+    "one class in valid": (
+        CSV_TEXT,
+        {"data": {"split": {"by": "time", "column": "ts", "valid": 0.01, "test": 0.1}}},
+        r"all 1 rows of valid have the label",
+    ),
+    "one time": (
+        CSV_TEXT.replace("rome", "1"),
+        {"data": {"split": {"by": "time", "column": "city"}}},
+        r"no rows for train",
+    ),
+    "unknown split": (
+        CSV_TEXT,
+        {"data": {"split": {"by": "column", "column": "city"}}},
+        r"row 1, column 'city': found 'rome', data\.split knows train, valid, test",
+    ),
+    "absent file": (CSV_TEXT, {"data": {"source": "click.csv"}}, r"click\.csv: no such file"),
+    "ragged": (CSV_TEXT + "1,2\n", {}, r"clicks\.csv, row 41: found 2 fields"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused_by_row_and_leaves_the_folder_as_before(case: str) -> None:
+    text, changes, message = BAD_DATA[case]
+    Path("clicks.csv").write_text(text)
+    before = everything(Path())
+    with pytest.raises(DataError, match=message):
+        prepare(job_of(**changes))
+    assert everything(Path()) == before
+    assert [path.name for path in Path().iterdir()] == ["clicks.csv"]
+
+
+def test_the_row_of_a_wrong_value_is_that_of_its_file() -> None:
+    Path("a.csv").write_text(CSV_TEXT)
+    Path("b.csv").write_text(edited(7, 4, "3"))
+    users = "user,age\n" + "".join(f"{number},1\n" for number in range(41))
+    Path("users.csv").write_text(users)
+    join = {"path": "users.csv", "on": "user", "how": "inner"}
+    data = {"source": ["a.csv", "b.csv"], "filter": "user > 5", "join": [join]}
+    with pytest.raises(DataError, match=r"^b\.csv, row 7, column 'click': found 3,"):
+        prepare(job_of(data, [{"name": "age", "encoder": "identity"}]))
+
+
+def test_a_feature_that_reads_the_label_is_refused() -> None:
+    Path("clicks.csv").write_text(CSV_TEXT)
+    with pytest.raises(JobError, match="'click' reads the label"):
+        prepare(job_of(columns=[{"name": "click", "encoder": "vocabulary"}]))
+
+
+def test_an_encoder_that_cannot_take_its_column_is_refused() -> None:
+    Path("clicks.csv").write_text(CSV_TEXT)
+    with pytest.raises(FeatureError, match=r"column 'price', feature 'price': .*found double"):
+        prepare(job_of(columns=[{"name": "price", "encoder": "vocabulary"}]))
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=256k headwater disk || exit 77
+echo kept > disk/other
+"$1" -c '
+from pathlib import Path
+from headwater.feature_store.errors import OutputError
+from headwater.pipelines.job import load_job
+from headwater.pipelines.prepare import prepare
+try:
+    prepare(load_job("job.toml"), Path("disk"))
+except OutputError as error:
+    print(error)
+'
+ls -A disk
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_full_disk_is_told_and_nothing_is_kept() -> None:
+    clicks(40_000).write_parquet("clicks.parquet")
+    write_job(job_of({"source": "clicks.parquet"}))
+    Path("disk").mkdir()
+    # A name space of its own: the small file system is gone with the child.
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", FULL_DISK, "sh", sys.executable]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare, which is not on this machine")
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in child.stderr or child.returncode == 77:
+        pytest.skip(f"no file system can be mounted here: {child.stderr}")
+    message, *left = child.stdout.splitlines()
+    assert message.startswith("disk/clicks/"), child.stderr
+    assert "no space left on the device" in message
+    assert left == ["other"]
+
+
+FILE_LIMIT = """
+import resource, signal, sys
+from headwater.feature_store.errors import OutputError
+from headwater.pipelines.job import load_job
+from headwater.pipelines.prepare import prepare
+job = load_job("job.toml")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
+try:
+    prepare(job)
+except OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("limit", [10_000, 400_000])
+def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int) -> None:
+    clicks(40_000).write_parquet("clicks.parquet")
+    write_job(job_of({"source": "clicks.parquet"}))
+    before = sorted(Path().iterdir())
+    child = subprocess.run(
+        [sys.executable, "-c", FILE_LIMIT, str(limit)], capture_output=True, text=True, check=False
+    )
+    assert "prepared/clicks/" in child.stdout, child.stderr
+    assert "no space left" in child.stdout
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_root_that_is_a_file_is_told() -> None:
+    Path("clicks.csv").write_text(CSV_TEXT)
+    with pytest.raises(OutputError, match=r"clicks\.csv/clicks/\w+: cannot be written"):
+        prepare(job_of(), Path("clicks.csv"))
+
+
+PEAK = """
+import json
+from pathlib import Path
+from headwater.pipelines.job import load_job
+from headwater.pipelines.prepare import prepare
+rows = prepare(load_job("job.toml")).statistics.splits["train"].rows
+# Not ru_maxrss: it begins at the peak of the process that started this one.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(json.dumps([rows, int(status["VmHWM"].split()[0])]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_memory_does_not_grow_with_rows(suffix: str) -> None:
+    peaks: list[int] = []
+    for factor in (1, 4):
+        Path("data").mkdir(exist_ok=True)
+        for number in range(factor):
+            frame = clicks(1_000_000, seed=number)
+            path = f"data/{number}.{suffix}"
+            frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
+        write_job(job_of({"source": f"data/*.{suffix}"}, user="user", time="ts"))
+        child = subprocess.run(
+            [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
+        )
+        rows, peak = json.loads(child.stdout)
+        assert rows > 0.75e6 * factor
+        peaks.append(peak)
+    print(
+        f"{suffix}: peak {peaks[0] / 1024:.0f} MiB, at four times the rows {peaks[1] / 1024:.0f} MiB"
+    )
+    assert peaks[1] <= 1.1 * peaks[0]
