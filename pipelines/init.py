@@ -76,6 +76,7 @@ def write_job(
     from headwater.pipelines.guess import guess
     from headwater.pipelines.job import parse_job
     from headwater.pipelines.profile import look_at
+    from headwater.pipelines.runs import write_whole
     from headwater.pipelines.sources import Table, find_files
 
     files = [find_files(pattern) for pattern in data]
@@ -92,7 +93,7 @@ def write_job(
     paths = {part: paths for part, (paths, _) in parts.items()} if parts else {"source": list(data)}
     text = job_text(name, paths, guessed, look)
     parse_job(tomllib.loads(text), source=str(path))
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
     return path, guessed
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from headwater.pipelines.runs import write_whole
+
 ABSENT = "-"
 """Shown where there is no value."""
 
@@ -34,7 +36,7 @@ def render(template: str, page: Path, context: Mapping[str, Any]) -> Path:
         interval=interval,
         svg=_data_url,
     )
-    page.write_text(environment.get_template(template).render(context), encoding="utf-8")
+    write_whole(page, environment.get_template(template).render(context).encode())
     return page
 
 
