@@ -295,6 +295,15 @@ def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         serve(tmp_path / "releases")
 
 
+def test_command_ends_with_status_2_and_names_the_folder(tmp_path: Path) -> None:
+    done = _python(
+        "import sys\nfrom headwater.pipelines.cli import main\n"
+        f"sys.argv = ['headwater', 'serve', {str(tmp_path / 'nowhere')!r}]\nsys.exit(main())"
+    )
+    assert done.returncode == 2
+    assert "nowhere: expected a folder of releases" in done.stderr
+
+
 def test_process_holds_no_training_library() -> None:
     done = _python(
         "import sys, headwater.serving.command, headwater.serving.http, granian.server.embed\n"
@@ -336,3 +345,49 @@ def test_queue_that_is_full_answers_429_at_once(
     assert "rows wait already, at most 4000 may; try again" in refused["error"]
     assert server.post("/v1/rank", RANK)[0] == 200
     assert server.metric("headwater_serving_queue_rows") == 0
+
+
+_HEAVY_ROWS = 100_000
+_HEAVY = json.dumps(
+    {"model": "shop", "candidates": {"brand": ["acme"] * _HEAVY_ROWS, "price": [1.0] * _HEAVY_ROWS}}
+).encode()
+
+
+def _send(sockets: list[socket.socket]) -> None:
+    for client in sockets:
+        client.sendall(_post("/v1/rank", _HEAVY))
+
+
+def test_request_that_waits_too_long_gets_504_and_is_not_scored(
+    shop: Path, start_server: Callable[..., Any], raw: Callable[..., socket.socket]
+) -> None:
+    server = start_server(shop, timeout_s=0.4, runners=1, max_queue_rows=100 * _HEAVY_ROWS)
+    clients = [raw(server) for _ in range(24)]
+    threads = [threading.Thread(target=_send, args=([client],)) for client in clients]
+    for thread in threads:
+        thread.start()
+    answers = [_read(client) for client in clients]
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} <= {200, 408, 504}
+    assert any(b"not scored within 0.4 s" in body for status, body in answers if status == 504)
+    assert server.post("/v1/rank", RANK)[0] == 200
+    assert server.metric('headwater_serving_rows_total{model="shop"}') < 24 * _HEAVY_ROWS
+
+
+def test_request_whose_client_has_gone_is_not_scored(
+    shop: Path,
+    start_server: Callable[..., Any],
+    raw: Callable[..., socket.socket],
+    wait_until: Callable[..., None],
+) -> None:
+    server = start_server(shop, runners=1, timeout_s=30, max_queue_rows=100 * _HEAVY_ROWS)
+    clients = [raw(server) for _ in range(24)]
+    _send(clients)
+    for client in clients:
+        client.close()
+    gone = 'headwater_serving_request_seconds_count{code="499",route="/v1/rank"}'
+    wait_until(lambda: server.metric(gone) > 0)
+    wait_until(lambda: server.metric("headwater_serving_queue_rows") == 0)
+    assert server.post("/v1/rank", RANK)[0] == 200
+    assert server.metric('headwater_serving_rows_total{model="shop"}') < 24 * _HEAVY_ROWS
