@@ -132,14 +132,12 @@ def _side(
 ) -> _Side:
     """Return a side table in memory, its keys checked against the rows so far."""
     keys = [join.on] if isinstance(join.on, str) else list(join.on)
-    types = side.infer([*keys, *columns], as_text=as_text)
-    for key in keys:
-        if types[key] != main.schema[key]:
-            raise DataError(
-                f"{side.path}: join key {key!r} is {types[key]}, but {main.schema[key]} in {main_path}; "
-                f"expected equal types. Write both files with one type."
-            )
+    side.infer([*keys, *columns], as_text=as_text)
     frame = side.read([*keys, *columns]).drop_nulls(keys)
+    for key in keys:
+        frame = frame.with_columns(
+            _as_type(frame.get_column(key), main.schema[key], side.path, main_path)
+        )
     repeated = frame.filter(frame.select(keys).is_duplicated())
     if repeated.height:
         values = ", ".join(f"{key} = {repeated.get_column(key)[0]!r}" for key in keys)
@@ -148,6 +146,18 @@ def _side(
             f"{values}. Expected one row a key; aggregate the side table first."
         )
     return _Side(tuple(keys), join.how, frame)
+
+
+def _as_type(keys: pl.Series, wanted: pl.DataType, path: str, main_path: str) -> pl.Series:
+    """Return join keys in the type that the rows have them in, as text `17` for the integer 17."""
+    try:
+        return keys.cast(wanted)
+    except pl.exceptions.InvalidOperationError:
+        refused = keys.filter(keys.cast(wanted, strict=False).is_null())
+        raise DataError(
+            f"{path}: join key {keys.name!r} is {keys.dtype}, but {wanted} in {main_path}, and "
+            f"{refused[0]!r} cannot be read so. Write both files with one type."
+        ) from None
 
 
 def _join(frame: pl.DataFrame, side: _Side) -> pl.DataFrame:

@@ -382,7 +382,7 @@ def test_a_column_absent_from_one_of_the_files_names_the_file(tmp_path: Path) ->
         (
             "user,age\na,1\n",
             {},
-            r"side\.csv: join key 'user' is String, but Int64 in .*ratings\.csv",
+            r"side\.csv: join key 'user' is String, but Int64 in .*ratings\.csv, and 'a' cannot",
         ),
         ("user,age\n1,1\n1,2\n", {}, r"side\.csv: join key user is not unique: 2 rows .* user = 1"),
         ("usr,age\n1,1\n", {}, r"side\.csv: column 'user' is not in the data.*'usr'\?"),
@@ -396,6 +396,17 @@ def test_a_side_table_that_does_not_fit_is_refused(
     path = write(tmp_path / "side.csv", side)
     with pytest.raises(DataError, match=message):
         rows({"source": ratings, "join": [{"path": path, "on": "user", **join}]}, "age", "rating")
+
+
+def test_join_keys_written_as_text_meet_the_same_keys_as_integers(
+    tmp_path: Path, ratings: str
+) -> None:
+    side = str(tmp_path / "users.parquet")
+    pl.DataFrame({"user": ["1", "2"], "age": [33, 44]}).write_parquet(side)
+    joined = rows({"source": ratings, "join": [{"path": side, "on": "user"}]}, "user", "age")
+    ages = dict(joined.select("user", "age").iter_rows())
+    assert ages[1] == 33
+    assert ages[2] == 44
 
 
 def test_a_join_key_that_the_rows_lack_is_refused(tmp_path: Path, ratings: str) -> None:
