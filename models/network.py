@@ -42,9 +42,17 @@ def build_network(
     return CTRNetwork(schema, model, mode, seed)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Return the number of trainable weights, tables with their rows for missing and unknown."""
-    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+def count_parameters(network: CTRNetwork) -> int:
+    """Return the number of weights, tables with their rows for missing and unknown.
+
+    It is the same in both table modes and on any number of ranks: without padding, every row once.
+    """
+    rest = (network.embeddings.numeric, network.model)
+    return sum(
+        column.cardinality * layout.dim
+        for layout in network.embeddings.layouts
+        for column in layout.tables
+    ) + sum(weight.numel() for module in rest for weight in module.parameters())
 
 
 def _check_columns(schema: Schema, model_class: type[CTRModel], config: ModelConfig) -> None:

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
+from headwater.models.network import count_parameters
 from headwater.models.registry import MODELS, load_model
 from headwater.models.sharding import Placement
 
@@ -138,6 +139,7 @@ def test_both_modes_give_equal_logits_from_equal_tables(
     dense, fused = make(mode="dense"), make(mode="fused")
     batch = make_batch(mixed, 16)
     torch.testing.assert_close(predict(dense, batch), predict(fused, batch))
+    assert count_parameters(dense.network) == count_parameters(fused.network)
     train_step(fused, batch)
     source, target = fused.network, dense.network
     target.embeddings.load(source.embeddings.tables(), source.embeddings.numeric_weights())

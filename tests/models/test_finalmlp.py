@@ -146,6 +146,7 @@ def test_it_has_exactly_the_published_number_of_parameters(
     with torch.device("meta"):
         model = FinalMLP(FinalMLPConfig(**settings), num_features=len(columns))
         network = CTRNetwork(schema, model, "dense")
+    assert sum(weight.numel() for weight in network.parameters()) == published
     assert count_parameters(network) == published
 
 
