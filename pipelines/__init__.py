@@ -20,12 +20,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headwater.pipelines.compare import compare_runs
     from headwater.pipelines.evaluate import evaluate
     from headwater.pipelines.export import export
     from headwater.pipelines.job import Job, load_job
     from headwater.pipelines.prepare import prepare
     from headwater.pipelines.report import write_report
+    from headwater.pipelines.reporting.compare import compare_runs
     from headwater.pipelines.score import score
     from headwater.pipelines.train import train
 
@@ -43,7 +43,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Job": "job",
-    "compare_runs": "compare",
+    "compare_runs": "reporting.compare",
     "evaluate": "evaluate",
     "export": "export",
     "load_job": "job",

@@ -110,8 +110,8 @@ def serving(releases: Path) -> Iterator[str]:
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON answer to a JSON request."""
-    request = urllib.request.Request(url, jsonlib.dumps(body).encode(), method="POST")  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+    request = urllib.request.Request(url, jsonlib.dumps(body).encode(), method="POST")
+    with urllib.request.urlopen(request, timeout=10) as response:
         return jsonlib.loads(response.read())
 
 
@@ -119,9 +119,11 @@ def _wait_ready(service: subprocess.Popen[bytes], address: str) -> None:
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s:
         if service.poll() is not None:
-            raise HeadwaterError(f"the service ended at its start with status {service.returncode}.")
+            raise HeadwaterError(
+                f"the service ended at its start with status {service.returncode}."
+            )
         try:
-            with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=1):  # noqa: S310
+            with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=1):
                 return
         except OSError:
             time.sleep(0.1)

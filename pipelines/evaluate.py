@@ -16,19 +16,19 @@ from headwater.feature_store.reader import Reader
 from headwater.feature_store.shards import ShardSet
 from headwater.models.batch import Batch
 from headwater.models.sharding import Placement
-from headwater.pipelines.assemble import load_trained
-from headwater.pipelines.importance import (
+from headwater.pipelines.data.loader import Loader
+from headwater.pipelines.data.prepared import Prepared, SplitName, load_prepared
+from headwater.pipelines.evaluation.importance import (
     MAX_ROWS,
     concatenate,
     gate_values,
     permutation_importance,
 )
-from headwater.pipelines.loader import Loader
-from headwater.pipelines.predict import predict
-from headwater.pipelines.prepared import Prepared, SplitName, load_prepared
+from headwater.pipelines.evaluation.predict import predict
+from headwater.pipelines.evaluation.scores import Scores, slice_columns
+from headwater.pipelines.evaluation.summary import summarise
 from headwater.pipelines.runs import Run
-from headwater.pipelines.scores import Scores, slice_columns
-from headwater.pipelines.summary import summarise
+from headwater.pipelines.training.assemble import load_trained
 
 FORMAT_VERSION = 1
 _BLOCKS_OF_SAMPLE = 64

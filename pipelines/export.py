@@ -22,17 +22,17 @@ import torch
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import Schema
 from headwater.models.network import CTRNetwork
-from headwater.pipelines.assemble import load_trained
 from headwater.pipelines.console import note
-from headwater.pipelines.golden import golden_rows
-from headwater.pipelines.graph import release_graph, slot_tables
+from headwater.pipelines.data.prepared import load_prepared
 from headwater.pipelines.job import Job
-from headwater.pipelines.onnx_builder import OUTPUT
-from headwater.pipelines.parity import check, torch_scores
-from headwater.pipelines.prepared import load_prepared
-from headwater.pipelines.release_writer import digest, publish, workspace
+from headwater.pipelines.release.builder import OUTPUT
+from headwater.pipelines.release.golden import golden_rows
+from headwater.pipelines.release.graph import release_graph, slot_tables
+from headwater.pipelines.release.parity import check, torch_scores
+from headwater.pipelines.release.writer import digest, publish, workspace
 from headwater.pipelines.runs import Run, writing
 from headwater.pipelines.score import frame_to_arrays
+from headwater.pipelines.training.assemble import load_trained
 from headwater.serving.manifest import (
     FORMAT_VERSION,
     MODEL_NAME,

@@ -16,9 +16,9 @@ from headwater.pipelines.commands import AsJson
 from headwater.pipelines.console import emit, note
 
 if TYPE_CHECKING:
-    from headwater.pipelines.formats import SourceFile
-    from headwater.pipelines.guess import Guess
-    from headwater.pipelines.profile import Look
+    from headwater.pipelines.data.formats import SourceFile
+    from headwater.pipelines.first_job.guess import Guess
+    from headwater.pipelines.first_job.profile import Look
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -73,11 +73,11 @@ def write_job(
     Raises JobError where the job file exists and `force` is not set, or where no column can be the
     label, DataError where the data cannot be read.
     """
-    from headwater.pipelines.guess import guess
+    from headwater.pipelines.data.sources import Table, find_files
+    from headwater.pipelines.first_job.guess import guess
+    from headwater.pipelines.first_job.profile import look_at
     from headwater.pipelines.job import parse_job
-    from headwater.pipelines.profile import look_at
     from headwater.pipelines.runs import write_whole
-    from headwater.pipelines.sources import Table, find_files
 
     files = [find_files(pattern) for pattern in data]
     parts = _parts(data, files)
@@ -212,7 +212,7 @@ def _parts(
 
 def _same_columns(files: Sequence[SourceFile]) -> None:
     """Raise DataError where the files are of several kinds, as in a folder with side tables."""
-    from headwater.pipelines.sources import Table
+    from headwater.pipelines.data.sources import Table
 
     first = set(Table(files[:1]).names())
     for file in files[1:]:

@@ -23,8 +23,7 @@ from headwater.feature_store.polars_compiler import encode, missing_and_unknown
 from headwater.feature_store.schema import Schema, write_schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.console import Progress, note
-from headwater.pipelines.job import Job
-from headwater.pipelines.prepared import (
+from headwater.pipelines.data.prepared import (
     ABOUT,
     FORMAT_VERSION,
     SAMPLE,
@@ -39,11 +38,10 @@ from headwater.pipelines.prepared import (
     load_prepared,
     write_about,
 )
-from headwater.pipelines.publish import publish
-from headwater.pipelines.rows import ROW
-from headwater.pipelines.sources import find_files, fingerprint
-from headwater.pipelines.splits import uniform
-from headwater.pipelines.staging import (
+from headwater.pipelines.data.rows import ROW
+from headwater.pipelines.data.sources import find_files, fingerprint
+from headwater.pipelines.data.splits import uniform
+from headwater.pipelines.data.staging import (
     GROUP,
     LABEL,
     TIME,
@@ -52,6 +50,8 @@ from headwater.pipelines.staging import (
     conditions,
     stage,
 )
+from headwater.pipelines.job import Job
+from headwater.pipelines.publish import publish
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from headwater.feature_store.errors import RunError
-from headwater.pipelines import plots
-from headwater.pipelines.page import count, duration, megabytes, number, render
+from headwater.pipelines.reporting import plots
+from headwater.pipelines.reporting.page import count, duration, megabytes, number, render
 
 EVALUATION_NAME = "evaluation.json"
 REPORT_NAME = "report.html"

@@ -22,8 +22,8 @@ from headwater.feature_store.errors import DataError, ReleaseError
 from headwater.feature_store.polars_compiler import data_errors, normalise
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
+from headwater.pipelines.data.sources import Table, find_files
 from headwater.pipelines.runs import sync_folder, writing
-from headwater.pipelines.sources import Table, find_files
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release
 from headwater.serving.signature import LENGTH, Arrays

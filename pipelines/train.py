@@ -25,7 +25,13 @@ from headwater.models.batch import Batch
 from headwater.models.layout import derive_seed
 from headwater.models.network import count_parameters
 from headwater.models.sharding import Placement
-from headwater.pipelines.assemble import (
+from headwater.pipelines.console import Progress, note
+from headwater.pipelines.data.loader import Loader
+from headwater.pipelines.evaluation.predict import predict
+from headwater.pipelines.evaluation.scores import measure
+from headwater.pipelines.job import Job
+from headwater.pipelines.runs import RUNS, Run, create_run
+from headwater.pipelines.training.assemble import (
     Ranks,
     assemble,
     check_precision,
@@ -35,20 +41,14 @@ from headwater.pipelines.assemble import (
     start_ranks,
     whole_state,
 )
-from headwater.pipelines.checkpoint import Checkpoints
-from headwater.pipelines.console import Progress, note
-from headwater.pipelines.diagnose import non_finite_loss
-from headwater.pipelines.job import Job
-from headwater.pipelines.loader import Loader
-from headwater.pipelines.memory import peak_cuda_mb, peak_rss_mb
-from headwater.pipelines.plateau import Plateau, monitored
-from headwater.pipelines.predict import predict
-from headwater.pipelines.runs import RUNS, Run, create_run
-from headwater.pipelines.scores import measure
+from headwater.pipelines.training.checkpoint import Checkpoints
+from headwater.pipelines.training.diagnose import non_finite_loss
+from headwater.pipelines.training.memory import peak_cuda_mb, peak_rss_mb
+from headwater.pipelines.training.plateau import Plateau, monitored
 
 if TYPE_CHECKING:
     from headwater.feature_store.shards import ShardSet
-    from headwater.pipelines.prepared import Prepared, SplitName
+    from headwater.pipelines.data.prepared import Prepared, SplitName
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from headwater.feature_store.encoders import Declared
     from headwater.feature_store.schema import RawColumn
+    from headwater.pipelines.data.staging import Source
     from headwater.pipelines.job import Job
-    from headwater.pipelines.staging import Source
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def check_job(job: Job) -> Validation:
     _check_columns(job, result)
     _check_context(job, result)
     if not result.problems:
-        from headwater.pipelines.staging import Source
+        from headwater.pipelines.data.staging import Source
 
         source = result.attempt(lambda: Source(job))
         if source is not None:
@@ -159,9 +159,9 @@ def _check_columns(job: Job, result: Validation) -> None:
     """Check files, columns and types."""
     from headwater.feature_store.encoders import Column
     from headwater.feature_store.fit import check, raw_columns
-    from headwater.pipelines.rows import Rows
-    from headwater.pipelines.sources import Table, find_files
-    from headwater.pipelines.staging import readable
+    from headwater.pipelines.data.rows import Rows
+    from headwater.pipelines.data.sources import Table, find_files
+    from headwater.pipelines.data.staging import readable
 
     data = job.data
     files: list[Any] = []
@@ -210,7 +210,7 @@ def _check_columns(job: Job, result: Validation) -> None:
 def _wanted(job: Job) -> Iterable[tuple[str, str]]:
     """Yield each column that the job reads, with the key that reads it."""
     from headwater.feature_store.encoders import Column
-    from headwater.pipelines import splits
+    from headwater.pipelines.data import splits
 
     for encoder in job.features.columns:
         if isinstance(encoder, Column):
@@ -273,7 +273,7 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
 
 def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
-    from headwater.pipelines import staging
+    from headwater.pipelines.data import staging
 
     name = source.job.features.label
     checks: dict[str, Callable[[pl.DataFrame, staging.Fail], object]] = {
@@ -300,7 +300,7 @@ def _check_splits(job: Job, result: Validation) -> None:
     import polars as pl
 
     from headwater.feature_store.encoders import Column
-    from headwater.pipelines import staging
+    from headwater.pipelines.data import staging
 
     # One feature stands for all: what matters here are label and split.
     first = next(each for each in job.features.columns if isinstance(each, Column))

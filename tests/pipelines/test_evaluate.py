@@ -17,14 +17,14 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import RunError, ShardError
 from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
-from headwater.pipelines import metrics
+from headwater.pipelines.data.prepared import Prepared
 from headwater.pipelines.evaluate import evaluate
-from headwater.pipelines.importance import gate_values, permutation_importance
+from headwater.pipelines.evaluation import metrics
+from headwater.pipelines.evaluation.importance import gate_values, permutation_importance
+from headwater.pipelines.evaluation.scores import Scores, ScoreWriter, join_parts
+from headwater.pipelines.evaluation.summary import name_code, summarise
 from headwater.pipelines.job import Job
-from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.runs import Run, create_run, open_run
-from headwater.pipelines.scores import Scores, ScoreWriter, join_parts
-from headwater.pipelines.summary import name_code, summarise
 from headwater.pipelines.train import train
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long

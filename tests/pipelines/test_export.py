@@ -26,12 +26,12 @@ from headwater.feature_store.errors import (
     ParityError,
     ReleaseError,
 )
-from headwater.pipelines import onnx_builder, release_writer
+from headwater.pipelines.data.prepared import Prepared
 from headwater.pipelines.export import export, export_network
-from headwater.pipelines.golden import golden_rows
 from headwater.pipelines.job import Job
-from headwater.pipelines.parity import differing_columns, encoded, torch_scores
-from headwater.pipelines.prepared import Prepared
+from headwater.pipelines.release import writer
+from headwater.pipelines.release.golden import golden_rows
+from headwater.pipelines.release.parity import differing_columns, encoded, torch_scores
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.train import train
 from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, Manifest
@@ -199,10 +199,10 @@ def test_one_flipped_byte_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if external:
-        monkeypatch.setattr(onnx_builder, "EXTERNAL_BYTES", 1)
+        monkeypatch.setattr(builder, "EXTERNAL_BYTES", 1)
     network = make_network("deepfm", embedding_dim=4, hidden=(16,))
     release = export_network(network, click_schema, click_rows, make_job("deepfm"), tmp_path)
-    files = {MODEL_NAME, onnx_builder.TABLES_NAME} if external else {MODEL_NAME}
+    files = {MODEL_NAME, builder.TABLES_NAME} if external else {MODEL_NAME}
     assert set(read_manifest(release).files) == files
     scorer = load_release(release)
     arrays = frame_to_arrays(click_rows, scorer.manifest.inputs)
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_earlier_versions(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from headwater.pipelines.release_writer import workspace
+from headwater.pipelines.release.writer import workspace
 with workspace(Path(sys.argv[1])) as part:
     (part / "model.onnx").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -273,8 +273,8 @@ def test_what_a_killed_export_left_is_never_a_version_and_goes_with_the_next(
     folder = tmp_path / "clicks"
     subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
     assert [path.name[:5] for path in folder.iterdir()] == [".tmp-"]
-    assert release_writer.versions(folder) == []
-    with release_writer.workspace(folder) as living, release_writer.workspace(folder) as other:
+    assert writer.versions(folder) == []
+    with writer.workspace(folder) as living, writer.workspace(folder) as other:
         assert set(folder.iterdir()) == {living, other}
     assert list(folder.iterdir()) == []
 
@@ -286,10 +286,10 @@ def test_two_exports_at_once_take_two_versions(release: Path) -> None:
     made: list[Path] = []
 
     def publish() -> None:
-        with release_writer.workspace(folder) as part:
+        with writer.workspace(folder) as part:
             (part / MODEL_NAME).write_bytes((release / MODEL_NAME).read_bytes())
             start.wait()
-            made.append(release_writer.publish(part, folder, manifest))
+            made.append(writer.publish(part, folder, manifest))
 
     threads = [threading.Thread(target=publish) for _ in range(4)]
     for thread in threads:

@@ -15,11 +15,11 @@ import pytest
 
 from headwater.feature_store.errors import DataError, JobError
 from headwater.pipelines.cli import main
-from headwater.pipelines.guess import Guess, guess
+from headwater.pipelines.data.sources import Table, find_files
+from headwater.pipelines.first_job.guess import Guess, guess
+from headwater.pipelines.first_job.profile import look_at
 from headwater.pipelines.init import init, write_job
 from headwater.pipelines.job import load_job
-from headwater.pipelines.profile import look_at
-from headwater.pipelines.sources import Table, find_files
 from headwater.pipelines.validate import check_job
 
 ROWS = 400

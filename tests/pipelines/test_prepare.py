@@ -22,9 +22,9 @@ from headwater.feature_store.errors import (
 )
 from headwater.feature_store.polars_compiler import encode_frame
 from headwater.feature_store.reader import Reader
+from headwater.pipelines.data.prepared import SplitName
 from headwater.pipelines.job import Job, dump_job, parse_job
 from headwater.pipelines.prepare import Prepared, load_prepared, prepare
-from headwater.pipelines.prepared import SplitName
 
 FEATURES: list[dict[str, Any]] = [
     {"name": "user", "encoder": "vocabulary"},
@@ -215,12 +215,12 @@ def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> 
     job = job_of({"split": {"by": "ratio", "seed": 3}})
     first = prepare(job, Path("a"))
     for name, rows in (
-        ("formats.CHUNK_ROWS", 100),
-        ("staging.CHUNK_ROWS", 200),
-        ("staging.PART_ROWS", 500),
+        ("data.formats.CHUNK_ROWS", 100),
+        ("data.staging.CHUNK_ROWS", 200),
+        ("data.staging.PART_ROWS", 500),
     ):
         monkeypatch.setattr(f"headwater.pipelines.{name}", rows)
-    monkeypatch.setattr("headwater.pipelines.formats.CSV_BLOCK_BYTES", 4000)
+    monkeypatch.setattr("headwater.pipelines.data.formats.CSV_BLOCK_BYTES", 4000)
     # By its module: `headwater.pipelines.prepare` is the function.
     monkeypatch.setattr(sys.modules["headwater.pipelines.prepare"], "BATCH_ROWS", 70)
     second = prepare(job, Path("b"))
@@ -289,7 +289,7 @@ def test_a_folder_without_its_last_file_is_not_prepared_data(prepared: Prepared)
 SLOW_PREPARE = """
 import sys, time
 from pathlib import Path
-from headwater.pipelines import staging
+from headwater.pipelines.data import staging
 from headwater.pipelines.job import load_job
 from headwater.pipelines.prepare import prepare
 add = staging._PartWriter.add

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from headwater.feature_store.errors import RunError
-from headwater.pipelines.compare import compare_runs
 from headwater.pipelines.report import write_report
+from headwater.pipelines.reporting.compare import compare_runs
 
 EVIL = "<script>alert('x')</script>"
 COLUMNS = ["user_id", EVIL, "$price$ & cost", "\u5e74\u9f62"]

@@ -17,7 +17,7 @@ import pytest
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import DataError, OutputError, ReleaseError
 from headwater.pipelines.export import export_network
-from headwater.pipelines.parity import torch_scores
+from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays, score
 from headwater.serving.release import load_release, read_manifest
 from headwater.serving.signature import columns_to_arrays

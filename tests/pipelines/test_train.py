@@ -27,13 +27,13 @@ from headwater.feature_store.errors import (
 )
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.models import registry
-from headwater.pipelines import assemble, checkpoint
-from headwater.pipelines.checkpoint import Checkpoints
+from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.evaluate import evaluate
 from headwater.pipelines.job import Job
-from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.runs import Run, create_run, open_run
 from headwater.pipelines.train import train
+from headwater.pipelines.training import assemble, checkpoint
+from headwater.pipelines.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
 
@@ -393,7 +393,7 @@ RESUME = """
 import sys
 from pathlib import Path
 import torch
-from headwater.pipelines.prepared import load_prepared
+from headwater.pipelines.data.prepared import load_prepared
 from headwater.pipelines.runs import open_run
 from headwater.pipelines.train import train
 

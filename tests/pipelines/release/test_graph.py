@@ -18,10 +18,9 @@ from headwater.feature_store.errors import (
     FeatureError,
 )
 from headwater.models.registry import MODELS
-from headwater.pipelines import onnx_builder
 from headwater.pipelines.export import export_network
-from headwater.pipelines.graph import release_graph, slot_tables
-from headwater.pipelines.parity import torch_scores
+from headwater.pipelines.release.graph import release_graph, slot_tables
+from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays
 from headwater.serving.manifest import MODEL_NAME, Input
 from headwater.serving.release import read_manifest
@@ -202,7 +201,7 @@ def test_external_tables_stay_below_the_limit_of_protobuf(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tables that are small one by one go beside the model once they add up to too much."""
-    monkeypatch.setattr(onnx_builder, "INLINE_BYTES", 3_500)
+    monkeypatch.setattr(builder, "INLINE_BYTES", 3_500)
     network = make_network("deepfm", **SMALL["deepfm"])
     graph = release_graph(click_schema, slot_tables(network.embeddings), network.model)
     graph.write(tmp_path / MODEL_NAME)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from headwater.feature_store.errors import RunError
-from headwater.pipelines import plots
-from headwater.pipelines.page import ABSENT, number, render
 from headwater.pipelines.report import METRICS, read_evaluation
+from headwater.pipelines.reporting import plots
+from headwater.pipelines.reporting.page import ABSENT, number, render
 
 COMPARISON_NAME = "comparison.html"
 _FALLING = ("logloss", "ne", "ece")

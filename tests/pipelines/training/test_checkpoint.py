@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from headwater.feature_store.errors import OutputError, RunError
-from headwater.pipelines import checkpoint
-from headwater.pipelines.checkpoint import Checkpoints
+from headwater.pipelines.training import checkpoint
+from headwater.pipelines.training.checkpoint import Checkpoints
 
 
 def _state(value: float) -> dict[str, object]:

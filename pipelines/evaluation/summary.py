@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from headwater.feature_store import schema as fs
-from headwater.pipelines import metrics
-from headwater.pipelines.bootstrap import intervals
-from headwater.pipelines.metrics import chunks, losses, sigmoid
-from headwater.pipelines.scores import Scores, measure
+from headwater.pipelines.evaluation import metrics
+from headwater.pipelines.evaluation.bootstrap import intervals
+from headwater.pipelines.evaluation.metrics import chunks, losses, sigmoid
+from headwater.pipelines.evaluation.scores import Scores, measure
 
 CALIBRATION_BINS = 20
 HISTOGRAM_BINS = 50

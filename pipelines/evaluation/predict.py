@@ -16,9 +16,15 @@ from headwater.feature_store.errors import TrainingError
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.models.sharding import Placement
-from headwater.pipelines.assemble import Ranks
 from headwater.pipelines.console import Progress
-from headwater.pipelines.scores import Scores, ScoreWriter, all_finite, join_parts, slice_columns
+from headwater.pipelines.evaluation.scores import (
+    Scores,
+    ScoreWriter,
+    all_finite,
+    join_parts,
+    slice_columns,
+)
+from headwater.pipelines.training.assemble import Ranks
 
 _ALONE = Ranks()
 

@@ -19,13 +19,13 @@ from headwater.feature_store.encoders import Column, Declared
 from headwater.feature_store.errors import DataError, JobError
 from headwater.feature_store.fit import check, raw_columns
 from headwater.feature_store.normalise import infer_dtype, normalise
-from headwater.pipelines import splits
 from headwater.pipelines.console import Progress
-from headwater.pipelines.formats import CHUNK_ROWS
+from headwater.pipelines.data import splits
+from headwater.pipelines.data.formats import CHUNK_ROWS
+from headwater.pipelines.data.prepared import SPLITS, SplitName
+from headwater.pipelines.data.rows import ROW, Rows
+from headwater.pipelines.data.sources import Chunk, SourceFile, Table, find_files
 from headwater.pipelines.job import ColumnSplit, Job, LeaveOneOutSplit, TimeSplit
-from headwater.pipelines.prepared import SPLITS, SplitName
-from headwater.pipelines.rows import ROW, Rows
-from headwater.pipelines.sources import Chunk, SourceFile, Table, find_files
 
 LABEL, WEIGHT, GROUP, TIME = "__label", "__weight", "__group", "__time"
 SPLIT = "__split"

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.normalise import data_errors, missing_column
-from headwater.pipelines.formats import (
+from headwater.pipelines.data.formats import (
     SUFFIXES,
     SourceFile,
     format_of,
@@ -31,7 +31,7 @@ from headwater.pipelines.formats import (
     read_names,
     read_types,
 )
-from headwater.pipelines.text_types import TextProfile, parse
+from headwater.pipelines.data.text_types import TextProfile, parse
 
 HASHED_BYTES = 16 << 20
 """Files up to this size are known by their content, larger ones by size and time of change."""

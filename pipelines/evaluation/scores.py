@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import EncodedColumn, Schema
-from headwater.pipelines import metrics
-from headwater.pipelines.metrics import Groups, Totals
+from headwater.pipelines.evaluation import metrics
+from headwater.pipelines.evaluation.metrics import Groups, Totals
 from headwater.pipelines.runs import writing
 
 DTYPES = {"logit": np.float32, "label": np.uint8, "group": np.int64, "slices": np.uint8}

@@ -17,7 +17,7 @@ from torch import Tensor
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
-from headwater.pipelines import metrics
+from headwater.pipelines.evaluation import metrics
 
 MAX_ROWS = 20_000
 _ROWS_AT_ONCE = 4096

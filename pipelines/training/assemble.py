@@ -21,9 +21,9 @@ from headwater.feature_store.schema import Schema
 from headwater.models.network import build_network
 from headwater.models.registry import load_model
 from headwater.models.sharding import Placement, place
-from headwater.pipelines.checkpoint import Checkpoints
 from headwater.pipelines.job import Job, explain
 from headwater.pipelines.runs import Run
+from headwater.pipelines.training.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,16 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from headwater.pipelines import bootstrap, metrics
-from headwater.pipelines.bootstrap import intervals
-from headwater.pipelines.metrics import Totals, auc, group_auc, roc_curve, sigmoid, totals
+from headwater.pipelines.evaluation import bootstrap, metrics
+from headwater.pipelines.evaluation.bootstrap import intervals
+from headwater.pipelines.evaluation.metrics import (
+    Totals,
+    auc,
+    group_auc,
+    roc_curve,
+    sigmoid,
+    totals,
+)
 
 Rows = tuple[NDArray[np.uint8], NDArray[np.float32]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headwater.pipelines.job import Train
-from headwater.pipelines.plateau import Plateau, monitored
+from headwater.pipelines.training.plateau import Plateau, monitored
 
 
 def test_scripted_metrics_drop_the_rate_and_stop_at_the_sixth() -> None:

@@ -14,7 +14,7 @@ import polars as pl
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import RawColumn
-from headwater.pipelines.profile import Look, Profile, shared
+from headwater.pipelines.first_job.profile import Look, Profile, shared
 
 LABELS = (
     *("label", "target", "y", "click", "clicked", "clicks", "clk", "attributed", "converted"),

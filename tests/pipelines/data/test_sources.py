@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.pipelines import formats
+from headwater.pipelines.data import formats
+from headwater.pipelines.data.rows import ROW, Rows
+from headwater.pipelines.data.sources import Table, find_files, fingerprint
 from headwater.pipelines.job import Data
-from headwater.pipelines.rows import ROW, Rows
-from headwater.pipelines.sources import Table, find_files, fingerprint
 
 
 def read(patterns: str | Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:

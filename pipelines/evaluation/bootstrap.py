@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.pipelines.metrics import Floats, Labels, chunks, losses
+from headwater.pipelines.evaluation.metrics import Floats, Labels, chunks, losses
 
 RESAMPLES = 200
 MAX_BINS = 1 << 16

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.pipelines import expressions
+from headwater.pipelines.data import expressions
+from headwater.pipelines.data.sources import Chunk, Table, find_files
 from headwater.pipelines.job import Data, Join
-from headwater.pipelines.sources import Chunk, Table, find_files
 
 ROW = "__row"
 """Number of the raw row in the table, from 0 (Int64)."""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from headwater.feature_store.errors import DataError
+from headwater.pipelines.data.rows import ROW
+from headwater.pipelines.data.splits import SPLIT_KEY, SPLIT_USER, assign, order_statistics, uniform
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
-from headwater.pipelines.rows import ROW
-from headwater.pipelines.splits import SPLIT_KEY, SPLIT_USER, assign, order_statistics, uniform
 
 
 def split_rows(split: Split, frame: pl.DataFrame, cuts: Sequence[int] = ()) -> dict[str, list[int]]:

@@ -22,9 +22,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError
+from headwater.pipelines.data.prepared import SPLITS, SplitName
+from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
-from headwater.pipelines.prepared import SPLITS, SplitName
-from headwater.pipelines.rows import ROW
 
 Conditions = Mapping[SplitName, pl.Expr]
 

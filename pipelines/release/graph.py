@@ -29,7 +29,7 @@ from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.onnx_compiler import encoders_graph
 from headwater.feature_store.schema import Cross, EncodedColumn, Schema
 from headwater.models.embeddings import Embeddings
-from headwater.pipelines.onnx_builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
+from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
 
 CONTEXT_ROWS = "one or N"
 """First dimension of a context input, as the graph names it."""

@@ -1,0 +1,1 @@
+"""Predictions, metrics and what explains them: the parts of `evaluate`."""

@@ -1,0 +1,1 @@
+"""The exported graph and what proves it: the parts of `export`."""
