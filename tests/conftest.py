@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before torch is imported: with a busy neighbour, two OpenMP threads are slower than one.
@@ -13,3 +14,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # The first example of a property may load polars or onnxruntime; the time limit is on the test.
 settings.register_profile("headwater", deadline=None, print_blob=True)
 settings.load_profile("headwater")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing:
+        return
+    import torch  # takes seconds, which a run without such tests need not spend
+
+    if not torch.cuda.is_available():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

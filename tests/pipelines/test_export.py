@@ -29,7 +29,7 @@ from headwater.feature_store.errors import (
 from headwater.pipelines.data.prepared import Prepared
 from headwater.pipelines.export import export, export_network
 from headwater.pipelines.job import Job
-from headwater.pipelines.release import writer
+from headwater.pipelines.release import builder, writer
 from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.parity import differing_columns, encoded, torch_scores
 from headwater.pipelines.score import frame_to_arrays

@@ -19,6 +19,7 @@ from headwater.feature_store.errors import (
 )
 from headwater.models.registry import MODELS
 from headwater.pipelines.export import export_network
+from headwater.pipelines.release import builder
 from headwater.pipelines.release.graph import release_graph, slot_tables
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays
