@@ -1,0 +1,139 @@
+"""Serving where only the serve extra is installed: the built wheel in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING = (
+    "torch",
+    "torchrec",
+    "fbgemm_gpu",
+    "polars",
+    "pyarrow",
+    "onnx",
+    "onnxscript",
+    "pydantic",
+)
+
+PACKAGED = (
+    "feature_store",
+    "models",
+    "pipelines",
+    "serving",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
+
+# The command itself, which then writes down what it had imported.
+SERVE = """
+import json, sys
+from headwater.pipelines.cli import main
+status = main(sys.argv[2:])
+open(sys.argv[1], "w").write(json.dumps(sorted(sys.modules)))
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the bin folder of an environment with infra/locks/serve.txt and the wheel, nothing else."""
+    folder = tmp_path_factory.mktemp("serve-only")
+    listed = subprocess.run(
+        [*("git", "ls-files", "--cached", "--others", "--exclude-standard"), *PACKAGED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    source = folder / "source"
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    call(*build, "--wheel-dir", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    uv = Path(sys.executable).with_name("uv")
+    python = folder / "venv" / "bin" / "python"
+    call(uv, "venv", "--quiet", "--python", sys.executable, folder / "venv")
+    install = [uv, "pip", "install", "--quiet", "--python", python]
+    call(*install, "--require-hashes", "-r", ROOT / "infra" / "locks" / "serve.txt")
+    call(*install, "--no-deps", wheel)
+    return python.parent
+
+
+def test_nothing_of_training_is_installed(environment: Path) -> None:
+    code = f"""
+import importlib.util as u
+print([name for name in {TRAINING} if u.find_spec(name)])
+"""
+    assert call(environment / "python", "-c", code).strip() == "[]"
+
+
+def test_serves_a_release_and_imports_nothing_of_training(
+    environment: Path,
+    made: Callable[[str], Any],
+    serving: Callable[..., Any],
+    ask: Callable[..., tuple[int, Any]],
+    tmp_path: Path,
+) -> None:
+    release = made("finalmlp-fused").release
+    golden = json.loads((release / "manifest.json").read_text())["golden"]
+    names, columns = golden["rows"].keys(), golden["rows"].values()
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    found = tmp_path / "modules.json"
+    command = (environment / "python", "-c", SERVE, found)
+    with serving(release.parent.parent, command=command) as url:
+        wait_until(lambda: ask(f"{url}/v2/models/finalmlp-fused/ready")[0] == 200)
+        status, answer = ask(f"{url}/v1/rank", {"model": "finalmlp-fused", "candidates": rows})
+        assert status == 200, answer
+        assert ask(f"{url}/openapi.json")[0] == 200
+    np.testing.assert_allclose(answer["scores"], golden["scores"], rtol=0, atol=1e-6)
+    modules = set(json.loads(found.read_text()))
+    assert {"headwater.serving.rank", "onnxruntime", "granian", "msgspec"} <= modules
+    assert modules.isdisjoint(TRAINING)
+    ours = {name for name in modules if name.startswith("headwater.")}
+    assert {name for name in ours if name.startswith("headwater.feature_store.")} <= {
+        "headwater.feature_store.errors",
+        "headwater.feature_store.schema",
+    }
+    assert not {name for name in ours if name.startswith("headwater.models")}
+
+
+def test_other_commands_show_help_and_name_their_extra(environment: Path, tmp_path: Path) -> None:
+    headwater = environment / "headwater"
+    assert "Serve a folder of releases over HTTP." in call(headwater, "--help")
+    (tmp_path / "job.toml").write_text('name = "x"\n')
+    done = subprocess.run(
+        [headwater, "run", "job.toml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "is not installed" in done.stderr
+    assert "headwater[train]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def call(*arguments: str | Path) -> str:
+    done = subprocess.run([*arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{arguments[:3]}: {done.stderr}"
+    return done.stdout
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline_s, "not ready after 20 s"
+        time.sleep(0.05)
