@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import KernelConfig, TopologyFactory, TrainerConfig
+    from torchrec.distributed.types import ShardingPlan
     from torchrec.optim import RowWiseAdagrad
 
 logging.getLogger("torch.fx._symbolic_trace").addFilter(
@@ -47,6 +48,7 @@ __all__ = [
     "PoolingType",
     "RowWiseAdagrad",
     "ShardedTensor",
+    "ShardingPlan",
     "TopologyFactory",
     "TrainerConfig",
     "apply_optimizer_in_backward",

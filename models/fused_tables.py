@@ -75,6 +75,8 @@ class FusedTables(nn.Module):
         self._order: dict[str, slice | Tensor] = {}
         self.keeps_rows = False
         """Whether a training pass also leaves the rows that it reads in `rows`, for their penalty."""
+        self.evens_sizes = False
+        """Whether ranks must bring equally many examples, as tables cut by rows need."""
         self.rows: Tensor | None = None
         """Every distinct row that the last training pass read, in a block of zeros otherwise."""
 
@@ -84,11 +86,12 @@ class FusedTables(nn.Module):
         keeps_rows = self.keeps_rows and self.training and torch.is_grad_enabled()
         if keeps_rows:
             jagged = self._with_rows(jagged)
+        if self.evens_sizes:
+            jagged = self._with_empty(jagged)
         pooled = self.bags(jagged)
         values = pooled.values()
-        self.rows = None
-        if keeps_rows:
-            values, self.rows = values[: len(codes_BW)], values[len(codes_BW) :]
+        self.rows = values[len(codes_BW) :] if keeps_rows else None
+        values = values[: len(codes_BW)]
         if not self._order:
             self._order = self._find_order(pooled)
         embeddings: dict[str, Tensor] = {}
@@ -186,10 +189,7 @@ class FusedTables(nn.Module):
         distinct = torch.unique(table_V * _TABLE + codes)
         table_U = distinct // _TABLE
         count_T = torch.bincount(table_U, minlength=len(self.keys))
-        most = count_T.max()
-        if dist.get_world_size() > 1:  # row-wise tables want as many examples on every rank
-            dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        num_more = int(most)
+        num_more = int(count_T.max())
         more_TU = torch.arange(num_more, device=codes.device) < count_T.unsqueeze(1)
         order = torch.argsort(torch.cat([table_V, table_U]), stable=True)
         return KeyedJaggedTensor(
@@ -197,6 +197,19 @@ class FusedTables(nn.Module):
             torch.cat([codes, (distinct % _TABLE).to(codes.dtype)]).index_select(0, order),
             lengths=torch.cat([lengths_TB, more_TU.to(lengths_TB.dtype)], 1).view(-1),
             stride=lengths_TB.shape[1] + num_more,
+        )
+
+    def _with_empty(self, jagged: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Return the bags with empty examples behind them, up to the most examples of any rank."""
+        lengths_TB = jagged.lengths().view(len(self.keys), -1)
+        most = torch.tensor(lengths_TB.shape[1], device=lengths_TB.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        num_more = int(most) - lengths_TB.shape[1]
+        return KeyedJaggedTensor(
+            self.keys,
+            jagged.values(),
+            lengths=torch.nn.functional.pad(lengths_TB, (0, num_more)).view(-1),
+            stride=int(most),
         )
 
     def _layout_for(self, size: int, device: torch.device) -> _BagLayout:

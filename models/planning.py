@@ -18,6 +18,7 @@ from headwater.models._torchrec import (
     KernelConfig,
     ParameterConstraints,
     RowWiseAdagrad,
+    ShardingPlan,
     TopologyFactory,
     TrainerConfig,
     apply_optimizer_in_backward,
@@ -48,16 +49,24 @@ def shard(
     sharders: list[Any] = [_Sharder()]
     group = dist.GroupMember.WORLD
     assert group is not None
+    plan = _planner(store, device).collective_plan(network, sharders, group)
     module = DistributedModelParallel(
         network,
         device=device,
-        plan=_planner(store, device).collective_plan(network, sharders, group),
+        plan=plan,
         sharders=sharders,
         init_data_parallel=dist.get_world_size() > 1,
     )
     if isinstance(store, FusedTables):
+        store.evens_sizes = "row_wise" in sharding_types(plan)
         store.initialise()
     return module
+
+
+def sharding_types(plan: ShardingPlan) -> set[str]:
+    """Return how the tables of a plan are cut."""
+    tables: list[Any] = [each for part in plan.plan.values() for each in part.values()]  # pyright: ignore[reportAttributeAccessIssue]
+    return {each.sharding_type for each in tables}
 
 
 class _Sharder(EmbeddingBagCollectionSharder):

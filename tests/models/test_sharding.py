@@ -63,7 +63,7 @@ def test_the_penalty_of_fused_rows_works_on_two_ranks(
 ) -> None:
     # A row that only one rank reads is decayed half as much, so the runs differ a little.
     one, two = runs(1, sharding), runs(2, sharding)
-    assert two["losses_l2"] == pytest.approx(one["losses_l2"], abs=1e-3)
+    assert two["losses_l2"] == pytest.approx(one["losses_l2"], abs=5e-3)
     assert two["losses_l2"][1:] != pytest.approx(two["losses"][1:3], abs=1e-5)
 
 
