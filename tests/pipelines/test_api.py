@@ -19,5 +19,5 @@ def test_every_public_name_is_what_it_says_even_after_its_submodule_is_imported(
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'predict'"):
-        headwater.pipelines.evaluation.predict  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'foretell'"):
+        headwater.pipelines.foretell  # noqa: B018
