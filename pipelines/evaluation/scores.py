@@ -6,8 +6,10 @@ rank 0 joins them. So no rank needs to know how many rows there are, and memory 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.feature_store.errors import DataError
+from headwater.feature_store.errors import DataError, OutputError
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.pipelines.evaluation import metrics
 from headwater.pipelines.evaluation.metrics import Groups, Totals
@@ -87,7 +89,8 @@ class ScoreWriter:
                     self._files[kind] = _part(self._folder, self._split, kind, self._rank).open(
                         "wb"
                     )
-                np.ascontiguousarray(values, DTYPES[kind]).tofile(self._files[kind])
+                # Not `tofile`, which says nothing when the disk is full.
+                self._files[kind].write(np.ascontiguousarray(values, DTYPES[kind]).tobytes())
 
     def __exit__(
         self,
@@ -95,38 +98,66 @@ class ScoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in self._files.values():
-            file.close()
+        try:
+            # Closing writes what is still buffered.
+            with writing(self._folder / self._split), contextlib.ExitStack() as closing:
+                for file in self._files.values():
+                    closing.callback(file.close)
+        except OutputError:
+            self._discard()
+            if error is None:
+                raise
+        if error is not None:
+            self._discard()
+
+    def _discard(self) -> None:
+        for each in self._files:
+            _part(self._folder, self._split, each, self._rank).unlink(missing_ok=True)
 
 
 def join_parts(folder: Path, split: str, *, num_slices: int, world_size: int = 1) -> Scores:
-    """Join the parts of all ranks, which must have ended, into the files of the split."""
-    for kind, dtype in DTYPES.items():
-        parts = [_part(folder, split, kind, rank) for rank in range(world_size)]
-        parts = [part for part in parts if part.exists()]
-        target = folder / f"{split}.{kind}.npy"
-        with writing(target):
-            target.unlink(missing_ok=True)
-            if kind == "group" and not parts:
-                continue
-            width = num_slices if kind == "slices" else 1
-            size = sum(part.stat().st_size for part in parts)
-            rows = size // (np.dtype(dtype).itemsize * max(width, 1))
-            if kind == "slices" and width == 0:
-                rows = len(np.load(folder / f"{split}.logit.npy", mmap_mode="r"))
-            with target.open("wb") as file:
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-                    "fortran_order": False,
-                    "shape": (rows, width) if kind == "slices" else (rows,),
-                }
-                np.lib.format.write_array_header_1_0(file, header)
-                for part in parts:
-                    with part.open("rb") as source:
-                        shutil.copyfileobj(source, file, 1 << 20)
-            for part in parts:
-                part.unlink()
+    """Join the parts of all ranks, which must have ended, into the files of the split.
+
+    Those of before are replaced when all new ones are written, so that a full disk leaves them.
+    """
+    parts = {
+        kind: [
+            path
+            for rank in range(world_size)
+            if (path := _part(folder, split, kind, rank)).exists()
+        ]
+        for kind in DTYPES
+    }
+    num_bytes = sum(path.stat().st_size for path in parts["logit"])
+    rows = num_bytes // np.dtype(DTYPES["logit"]).itemsize
+    joined = {kind: folder / f".{split}.{kind}.part" for kind in DTYPES}
+    try:
+        with writing(folder / split):
+            for kind, path in joined.items():
+                if parts[kind] or kind != "group":
+                    shape = (rows, num_slices) if kind == "slices" else (rows,)
+                    _join(path, parts[kind], DTYPES[kind], shape)
+            for kind, path in joined.items():
+                target = folder / f"{split}.{kind}.npy"
+                target.unlink(missing_ok=True)
+                if path.exists():
+                    path.rename(target)
+    finally:
+        for path in (*joined.values(), *(each for paths in parts.values() for each in paths)):
+            path.unlink(missing_ok=True)
     return Scores.open(folder, split)
+
+
+def _join(
+    target: Path, parts: Sequence[Path], dtype: type[np.generic], shape: tuple[int, ...]
+) -> None:
+    with target.open("wb") as file:
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
 
 
 def _part(folder: Path, split: str, kind: str, rank: int) -> Path:
