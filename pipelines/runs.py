@@ -93,7 +93,11 @@ def create_run(job: Job, root: Path = RUNS) -> Run:
             except FileExistsError:
                 attempt += 1
                 path = root / job.name / f"{name}-{attempt}"
-    write_whole(path / "job.toml", dump_job(job).encode())
+    try:
+        write_whole(path / "job.toml", dump_job(job).encode())
+    except OutputError:
+        path.rmdir()
+        raise
     return Run(path, job)
 
 

@@ -83,14 +83,20 @@ def train(
     check_precision(job, device)
     if job.train.monitor == "gauc" and not (job.features.group or job.features.user):
         raise JobError("train.monitor: 'gauc' needs features.group or features.user.")
+    if resume:
+        assert run is not None, "a run to resume must be given"
+        if run.is_complete:
+            note(f"{run.path}: training is complete, nothing is left to do")
+            return run
     start_ranks(ranks, device)
+    placement = assemble(job, prepared.schema, device)
+    data: dict[SplitName, ShardSet] = {
+        split: prepared.dataset(split, verify=ranks.is_first) for split in ("train", "valid")
+    }
+    # Only now: what could be refused has been looked at, and a refusal leaves no empty run.
     if run is None:
-        assert not resume, "a run to resume must be given"
         run = _shared(create_run(job, runs) if ranks.is_first else None, ranks)
-    if resume and run.is_complete:
-        note(f"{run.path}: training is complete, nothing is left to do")
-        return run
-    loop = _Loop(job, prepared, run, assemble(job, prepared.schema, device), device, ranks)
+    loop = _Loop(job, prepared, data, run, placement, device, ranks)
     if resume:
         loop.resume()
     try:
@@ -130,6 +136,7 @@ class _Loop:
         self,
         job: Job,
         prepared: Prepared,
+        data: Mapping[SplitName, ShardSet],
         run: Run,
         placement: Placement,
         device: torch.device,
@@ -137,10 +144,7 @@ class _Loop:
     ) -> None:
         self.job, self.settings, self.prepared, self.run = job, job.train, prepared, run
         self.placement, self.device, self.ranks = placement, device, ranks
-        verify = ranks.is_first
-        self.data: dict[SplitName, ShardSet] = {
-            split: prepared.dataset(split, verify=verify) for split in ("train", "valid")
-        }
+        self.data = data
         self.at = _Position()
         self.plateau = Plateau.of(self.settings)
         self.checkpoints = Checkpoints(run.checkpoint)

@@ -126,9 +126,11 @@ def _write(path: Path, tree: Any) -> str:
             os.fsync(file.fileno())
         return _digest(path)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer hides the OSError of a full disk in a RuntimeError.
+        # torch's zip writer hides the OSError of a full disk behind a RuntimeError.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or cause
         raise OutputError(
-            f"{path}: cannot be written: {error}. Free space; the checkpoint before is untouched."
+            f"{path}: cannot be written: {reason}. Free space; the checkpoint before is untouched."
         ) from error
 
 
