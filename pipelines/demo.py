@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,7 +91,7 @@ def rank_request(release: Path, rows: pl.DataFrame) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(releases: Path) -> Iterator[str]:
+def serving(releases: Path) -> Generator[str]:
     """Run `headwater serve` in a process of its own; the value is its address, once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

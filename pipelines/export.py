@@ -25,12 +25,13 @@ from headwater.models.network import CTRNetwork
 from headwater.pipelines.console import note
 from headwater.pipelines.data.prepared import load_prepared
 from headwater.pipelines.job import Job
+from headwater.pipelines.output import workspace, writing
 from headwater.pipelines.release.builder import OUTPUT
 from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.graph import release_graph, slot_tables
 from headwater.pipelines.release.parity import check, torch_scores
-from headwater.pipelines.release.writer import digest, publish, workspace
-from headwater.pipelines.runs import Run, writing
+from headwater.pipelines.release.writer import digest, publish
+from headwater.pipelines.runs import Run
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.training.assemble import load_trained
 from headwater.serving.manifest import (

@@ -51,7 +51,7 @@ from headwater.pipelines.data.staging import (
     stage,
 )
 from headwater.pipelines.job import Job
-from headwater.pipelines.publish import publish
+from headwater.pipelines.output import publish
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
 

@@ -1,22 +1,17 @@
-"""The folder of a run: `runs/<job name>/<UTC time>/`, and how its files are written.
+"""The folder of a run: `runs/<job name>/<UTC time>/`.
 
-    job.toml          the resolved job
-    checkpoint/       what training goes on from, and the best epoch
-    log.jsonl         one JSON object a line: what happened, with its time
-    scores/           logits of the validation and test rows
-    metrics.json      its presence says that training is complete
-    evaluation.json   what the report draws
-
-Small files are replaced as a whole, so a reader sees the old one or the new one, never a part.
+job.toml          the resolved job
+checkpoint/       what training goes on from, and the best epoch
+log.jsonl         one JSON object a line: what happened, with its time
+scores/           logits of the validation and test rows
+metrics.json      its presence says that training is complete
+evaluation.json   what the report draws
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
-from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +20,7 @@ from typing import Any
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.console import to_json
 from headwater.pipelines.job import Job, dump_job, load_job
+from headwater.pipelines.output import write_whole, writing
 
 RUNS = Path("runs")
 
@@ -125,40 +121,3 @@ def newest_run(name: str, root: Path = RUNS) -> Run:
         )
         raise RunError(f"{folder}: no complete run. {hint}")
     return open_run(found[-1])
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file as a whole and durably; OutputError where it cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with writing(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Generator[None]:
-    """Turn what the file system refuses (as on a full disk) into an OutputError on `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}. "
-            "Free space or make the folder writable; what was there before is untouched."
-        ) from error

@@ -23,7 +23,7 @@ from headwater.feature_store.polars_compiler import data_errors, normalise
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data.sources import Table, find_files
-from headwater.pipelines.runs import sync_folder, writing
+from headwater.pipelines.output import sync, writing
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release
 from headwater.serving.signature import LENGTH, Arrays
@@ -163,7 +163,7 @@ def _writing(
             part.replace(out)
         finally:
             part.unlink(missing_ok=True)
-        sync_folder(out.parent)
+        sync(out.parent)
 
 
 def _append_csv(file: BinaryIO, rows: pl.DataFrame) -> None:

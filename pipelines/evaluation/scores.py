@@ -22,7 +22,7 @@ from headwater.feature_store.errors import DataError, OutputError
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.pipelines.evaluation import metrics
 from headwater.pipelines.evaluation.metrics import Groups, Totals
-from headwater.pipelines.runs import writing
+from headwater.pipelines.output import writing
 
 DTYPES = {"logit": np.float32, "label": np.uint8, "group": np.int64, "slices": np.uint8}
 MAX_SLICE_CODES = 64

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from headwater.feature_store.errors import OutputError, RunError
-from headwater.pipelines.runs import sync_folder, write_whole, writing
+from headwater.pipelines.output import sync, write_whole, writing
 
 INDEX = "index.json"
 TEMPORARY = ".part"
@@ -58,9 +58,9 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             raise
         with writing(target):
-            sync_folder(part)
+            sync(part)
             part.rename(target)
-            sync_folder(self.folder)
+            sync(self.folder)
         entry = {"folder": target.name, "files": files}
         index = {"number": number, "latest": entry, "best": index.get("best")}
         if best:

@@ -26,6 +26,7 @@ from headwater.feature_store.errors import (
     ParityError,
     ReleaseError,
 )
+from headwater.pipelines import output
 from headwater.pipelines.data.prepared import Prepared
 from headwater.pipelines.export import export, export_network
 from headwater.pipelines.job import Job
@@ -260,7 +261,7 @@ def test_a_full_disk_leaves_earlier_versions(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from headwater.pipelines.release.writer import workspace
+from headwater.pipelines.output import workspace
 with workspace(Path(sys.argv[1])) as part:
     (part / "model.onnx").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -274,7 +275,7 @@ def test_what_a_killed_export_left_is_never_a_version_and_goes_with_the_next(
     subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
     assert [path.name[:5] for path in folder.iterdir()] == [".tmp-"]
     assert writer.versions(folder) == []
-    with writer.workspace(folder) as living, writer.workspace(folder) as other:
+    with output.workspace(folder) as living, output.workspace(folder) as other:
         assert set(folder.iterdir()) == {living, other}
     assert list(folder.iterdir()) == []
 
@@ -286,7 +287,7 @@ def test_two_exports_at_once_take_two_versions(release: Path) -> None:
     made: list[Path] = []
 
     def publish() -> None:
-        with writer.workspace(folder) as part:
+        with output.workspace(folder) as part:
             (part / MODEL_NAME).write_bytes((release / MODEL_NAME).read_bytes())
             start.wait()
             made.append(writer.publish(part, folder, manifest))

@@ -320,10 +320,10 @@ def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up() -> No
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
     # A prepare beside it that works leaves the other's folder alone.
     prepare(job_of(columns=FEATURES[:2]))
-    assert len(list(folder.glob(".tmp-*"))) == 2
+    assert len(list(folder.glob(".tmp-*"))) == 1
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert len(list(folder.glob(".tmp-*"))) == 2
+    assert len(list(folder.glob(".tmp-*"))) == 1
     assert not [path for path in folder.glob("[!.]*") if path.name == prepare_key()]
     prepared = prepare(job_of())
     assert not list(folder.glob(".tmp-*"))
@@ -378,7 +378,7 @@ def test_a_full_disk_is_told_and_nothing_is_kept() -> None:
         pytest.skip(f"no file system can be mounted here: {child.stderr}")
     message, *left = child.stdout.splitlines()
     assert message.startswith("disk/clicks/"), child.stderr
-    assert "no space left on the device" in message
+    assert "No space left" in message
     assert left == ["other"]
 
 
@@ -407,13 +407,13 @@ def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int) -> Non
         [sys.executable, "-c", FILE_LIMIT, str(limit)], capture_output=True, text=True, check=False
     )
     assert "prepared/clicks/" in child.stdout, child.stderr
-    assert "no space left" in child.stdout
+    assert "cannot be written" in child.stdout
     assert sorted(Path().iterdir()) == before
 
 
 def test_a_root_that_is_a_file_is_told() -> None:
     clicks().write_csv("clicks.csv")
-    with pytest.raises(OutputError, match=r"clicks\.csv/clicks/\w+: cannot be written"):
+    with pytest.raises(OutputError, match=r"clicks\.csv/clicks: cannot be written"):
         prepare(job_of(), Path("clicks.csv"))
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.job import Job, parse_job
-from headwater.pipelines.runs import create_run, newest_run, open_run, write_whole
+from headwater.pipelines.output import write_whole
+from headwater.pipelines.runs import create_run, newest_run, open_run
 
 
 @pytest.fixture

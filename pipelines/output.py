@@ -1,0 +1,151 @@
+"""How results are written: whole or not at all, and durably.
+
+A file or a folder is written under a temporary name, synced and renamed, so that a reader sees the old one
+or the new one and never a part. A killed process leaves a temporary folder, which the next one removes: it
+tells leavings from work in progress by a lock that the kernel releases with the process, never by age.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+from headwater.feature_store.errors import OutputError
+
+TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn what the file system refuses (as on a full disk) into an OutputError on `path`."""
+    try:
+        yield
+    except OSError as error:
+        # Arrow keeps the number in the text of its errors only.
+        found = re.search(r"errno (\d+)", str(error), re.IGNORECASE)
+        number = error.errno or (int(found.group(1)) if found else None)
+        reason = os.strerror(number) if number else str(error)
+        where = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
+        raise OutputError(
+            f"{path}: cannot be written: {reason}{where}. "
+            "Free space or make the folder writable; what was there before is untouched."
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file as a whole and durably; OutputError where it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def publish(target: Path) -> Generator[Path]:
+    """Yield an empty folder, which takes the name `target` when the block ends without an error.
+
+    Where another process has published the same name meanwhile, its folder stays and this one is dropped:
+    name folders by their content. On an error nothing remains; OutputError where `target` cannot be written.
+    """
+    with writing(target), workspace(target.parent) as part:
+        yield part
+        sync_tree(part)
+        rename_new(part, target)
+
+
+@contextlib.contextmanager
+def workspace(folder: Path) -> Generator[Path]:
+    """Yield a temporary folder inside `folder`; it is removed at the end, unless it was renamed.
+
+    Folders that were made for it go too, unless something else is in them by then. What a killed process
+    left behind is removed.
+    """
+    with writing(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            for left in folder.glob(f"{TEMPORARY}*"):
+                with contextlib.suppress(OSError), _locked(left, wait=False):
+                    shutil.rmtree(left)
+            part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+            # mkdtemp keeps others out; a service under another user must read the result.
+            part.chmod(0o777 & ~_umask())
+            lock = _lock(part, wait=False)
+    try:
+        yield part
+    finally:
+        os.close(lock)
+        shutil.rmtree(part, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def rename_new(part: Path, target: Path) -> bool:
+    """Give a folder the name `target`, durably; False where something else has that name."""
+    try:
+        part.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    sync(target.parent)
+    return True
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder`, and itself, to the disk."""
+    for inside in sorted(folder.rglob("*"), reverse=True):
+        sync(inside)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names inside a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Generator[None]:
+    lock = _lock(folder, wait=wait)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int:
+    """Return a handle that locks a folder until it is closed; OSError if it is taken."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _umask() -> int:
+    """Return the process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
