@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
@@ -231,11 +231,14 @@ def serving() -> Callable[..., Any]:
 
     @contextmanager
     def serve(
-        releases: Path, *options: str, command: tuple[str | Path, ...] = (HEADWATER,)
+        releases: Path,
+        command: tuple[str | Path, ...] = (HEADWATER,),
+        stderr: IO[str] | None = None,
     ) -> Generator[str]:
         service = subprocess.Popen(
-            [*command, "serve", releases, "--port", "0", "--json", *options],
+            [*command, "serve", releases, "--port", "0", "--json"],
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
         assert service.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -36,15 +37,6 @@ PACKAGED = (
     "README.md",
     "LICENSE",
 )
-
-# The command itself, which then writes down what it had imported.
-SERVE = """
-import json, sys
-from headwater.pipelines.cli import main
-status = main(sys.argv[2:])
-open(sys.argv[1], "w").write(json.dumps(sorted(sys.modules)))
-sys.exit(status)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +86,16 @@ def test_serves_a_release_and_imports_nothing_of_training(
     golden = json.loads((release / "manifest.json").read_text())["golden"]
     names, columns = golden["rows"].keys(), golden["rows"].values()
     rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    found = tmp_path / "modules.json"
-    command = (environment / "python", "-c", SERVE, found)
-    with serving(release.parent.parent, command=command) as url:
+    # The interpreter itself tells what it imports, whoever asks for it and whenever.
+    command = (environment / "python", "-X", "importtime", environment / "headwater")
+    log = tmp_path / "imports.log"
+    with log.open("w") as file, serving(release.parent.parent, command, file) as url:
         wait_until(lambda: ask(f"{url}/v2/models/finalmlp-fused/ready")[0] == 200)
         status, answer = ask(f"{url}/v1/rank", {"model": "finalmlp-fused", "candidates": rows})
         assert status == 200, answer
         assert ask(f"{url}/openapi.json")[0] == 200
     np.testing.assert_allclose(answer["scores"], golden["scores"], rtol=0, atol=1e-6)
-    modules = set(json.loads(found.read_text()))
+    modules = set(re.findall(r"^import time:.*\|\s*([\w.]+)$", log.read_text(), re.MULTILINE))
     assert {"headwater.serving.rank", "onnxruntime", "granian", "msgspec"} <= modules
     assert modules.isdisjoint(TRAINING)
     ours = {name for name in modules if name.startswith("headwater.")}
