@@ -70,12 +70,6 @@ class Column(Declared):
     """Raw column to read; the feature's name when absent. Several features may read one column."""
     dtype: fs.Dtype | None = None
     """Type to read the column as: int64, double or string; taken from the data when absent."""
-    length: int | None = Field(default=None, gt=0)
-    """For a list: how many entries an example has, longer lists cut and shorter ones padded."""
-    keep: Literal["tail", "head"] = "tail"
-    """For a list: which entries stay when it is cut, the last (newest) or the first."""
-    pooling: Literal["sum", "mean"] = "sum"
-    """For a list: how the embeddings of its entries become one."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -83,7 +77,18 @@ class Column(Declared):
         return (self.column or self.name,)
 
 
-class Vocabulary(Column):
+class Codes(Column):
+    """An encoder that gives codes: it also reads lists, entry by entry."""
+
+    length: int | None = Field(default=None, gt=0)
+    """For a list: how many entries an example has, longer lists cut and shorter ones padded."""
+    keep: Literal["tail", "head"] = "tail"
+    """For a list: which entries stay when it is cut, the last (newest) or the first."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """For a list: how the embeddings of its entries become one."""
+
+
+class Vocabulary(Codes):
     """A code for each value seen in training, by count; other values are unknown."""
 
     encoder: Literal["vocabulary"] = "vocabulary"
@@ -104,7 +109,7 @@ class Vocabulary(Column):
         return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
 
 
-class Hashed(Column):
+class Hashed(Codes):
     """One of a fixed number of codes by hash: nothing is learned, and values may collide."""
 
     encoder: Literal["hashed"] = "hashed"
@@ -121,7 +126,7 @@ class Hashed(Column):
         return (step, fs.Missing()), fs.FIRST_CODE + self.num_buckets
 
 
-class LogBuckets(Column):
+class LogBuckets(Codes):
     """The buckets of Criteo's counts: floor(ln(v)^2) above 2, v without fraction otherwise."""
 
     encoder: Literal["log_buckets"] = "log_buckets"
@@ -141,7 +146,7 @@ class LogBuckets(Column):
         return (edges, lookup, fs.Missing()), fs.FIRST_CODE + len(buckets)
 
 
-class Quantiles(Column):
+class Quantiles(Codes):
     """Buckets that hold about equally many training rows each, in order of the value."""
 
     encoder: Literal["quantiles"] = "quantiles"
@@ -203,7 +208,7 @@ class Identity(Column):
         return (fs.Affine(scale=1.0, offset=0.0), fs.Missing()), 0
 
 
-class Calendar(Column):
+class Calendar(Codes):
     """A part of the calendar, from a UTC time in an int64 column."""
 
     encoder: Literal["calendar"] = "calendar"

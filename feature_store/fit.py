@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.encoders import Column, Crossed, Declared
+from headwater.feature_store.encoders import Codes, Column, Crossed, Declared
 from headwater.feature_store.errors import DataError, FeatureError
 from headwater.feature_store.normalise import (
     data_errors,
@@ -187,14 +187,15 @@ def _check_column(encoder: Column, raw: fs.RawColumn) -> None:
             f"{where} takes {' or '.join(encoder.accepts)}, found {raw.dtype}. Set `dtype` where the "
             f"values can be read so, or choose another encoder."
         )
-    if raw.is_list and encoder.is_dense:
+    length = encoder.length if isinstance(encoder, Codes) else None
+    if raw.is_list and not isinstance(encoder, Codes):
         raise FeatureError(
             f"{where} gives one number an example, found a list. Derive its mean, last entry or "
             f"its length in [data], or use an encoder that gives codes."
         )
-    if raw.is_list and encoder.length is None:
+    if raw.is_list and length is None:
         raise FeatureError(f"{where} reads a list: set `length`, the entries an example keeps.")
-    if not raw.is_list and encoder.length is not None:
+    if not raw.is_list and length is not None:
         raise FeatureError(f"{where} has `length`, but its column is no list; remove `length`.")
 
 
@@ -290,7 +291,7 @@ def _column(
     steps, cardinality = encoder.program(learned)
     if not isinstance(encoder, Column):
         steps = (_cross(encoder, columns), *steps)
-    elif encoder.length is not None:
+    if isinstance(encoder, Codes) and encoder.length is not None:
         steps = (*steps, fs.Pad(length=encoder.length, keep=encoder.keep))
     return fs.EncodedColumn(
         name=encoder.name,
@@ -298,6 +299,6 @@ def _column(
         inputs=encoder.inputs,
         steps=steps,
         cardinality=cardinality,
-        length=(encoder.length or 1) if isinstance(encoder, Column) else 1,
-        pooling=encoder.pooling if isinstance(encoder, Column) else "sum",
+        length=(encoder.length or 1) if isinstance(encoder, Codes) else 1,
+        pooling=encoder.pooling if isinstance(encoder, Codes) else "sum",
     )

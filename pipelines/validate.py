@@ -235,7 +235,7 @@ def _check_context(job: Job, result: Validation) -> None:
 
 def _describe(job: Job, source: Source, result: Validation) -> None:
     """Fill in features and inputs."""
-    from headwater.feature_store.encoders import Column
+    from headwater.feature_store.encoders import Codes, Column
 
     for encoder in job.features.columns:
         column = source.raw[encoder.inputs[0]] if isinstance(encoder, Column) else None
@@ -248,7 +248,7 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
                 "reads": " x ".join(encoder.inputs),
                 "dtype": "codes" if column is None else column.dtype,
                 "encoder": encoder.kind,
-                "length": (encoder.length if isinstance(encoder, Column) else None) or "",
+                "length": (encoder.length if isinstance(encoder, Codes) else None) or "",
                 "settings": ", ".join(f"{k} {_plain(v)}" for k, v in settings.items()),
             }
         )

@@ -62,6 +62,8 @@ class TestDeclaration:
             ({"encoder": "crossed", "columns": ["a"]}, "too_short"),
             ({"encoder": "crossed", "columns": ["a", "b"], "column": "a"}, "extra_forbidden"),
             ({"encoder": "calendar", "part": "month"}, "literal_error"),
+            ({"encoder": "standardized", "length": 3}, "extra_forbidden"),
+            ({"encoder": "identity", "pooling": "mean"}, "extra_forbidden"),
         ],
     )
     def test_a_wrong_setting_is_refused(self, settings: dict[str, Any], found: str) -> None:
@@ -305,7 +307,7 @@ class TestDocumentation:
     @pytest.mark.parametrize("kind", enc.ENCODERS)
     def test_the_page_has_every_setting_with_its_default(self, kind: str) -> None:
         documented = self.rows_after(f"### {kind}")
-        shared = {"encoder", "name", *enc.Column.model_fields}
+        shared = {"encoder", "name", *enc.Codes.model_fields}
         fields = enc.ENCODERS[kind].model_fields
         assert set(documented) == set(fields) - shared
         for name, (default, _) in documented.items():
@@ -315,7 +317,7 @@ class TestDocumentation:
 
     def test_the_page_has_every_encoder_with_its_types_and_program(self) -> None:
         documented = self.rows_after("## The encoders")
-        shared = set(enc.Column.model_fields)
+        shared = set(enc.Codes.model_fields)
         assert set(documented) == {*enc.ENCODERS, *shared}
         for kind, cls in enc.ENCODERS.items():
             types, gives = documented[kind][:2]

@@ -157,7 +157,7 @@ class TestRefusals:
             (enc.Calendar(name="s", part="hour"), "takes int64, found string"),
             (enc.Vocabulary(name="l"), "reads a list: set `length`"),
             (enc.Vocabulary(name="s", length=3), "its column is no list"),
-            (enc.Identity(name="l", length=3), "gives one number an example, found a list"),
+            (enc.Identity(name="l"), "gives one number an example, found a list"),
             (
                 enc.Crossed(name="x", columns=["s", "d"]),
                 "no feature of this name is declared before",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +234,30 @@ def test_first_wrong_value_of_every_column_is_reported() -> None:
     assert any("row 51, column 'a': found 'x'" in problem for problem in problems)
     assert any("row 52, column 'b': found 'y'" in problem for problem in problems)
     assert any("row 51, column 'click': found 2" in problem for problem in problems)
+
+
+def test_split_at_dates_is_made_as_the_page_shows_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (example,) = (
+        block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "CASE" in block
+    )
+    filtered = re.search(r"filter = \"(shown_at .*?)\"`", page)
+    assert filtered is not None
+    days = pl.datetime_range(
+        datetime(2025, 12, 30, tzinfo=UTC), datetime(2026, 3, 14, tzinfo=UTC), "12h", eager=True
+    )
+    clicks = pl.DataFrame({"shown_at": days, "click": pl.int_range(len(days), eager=True) % 2})
+    clicks.write_csv("clicks.csv", datetime_format="%Y-%m-%dT%H:%M:%S")
+    hour = {"name": "hour", "column": "shown_at", "encoder": "calendar", "part": "hour"}
+    declared = {
+        "name": "toy",
+        "data": tomllib.loads(example)["data"] | {"filter": filtered.group(1)},
+        "features": {"label": "click", "columns": [hour]},
+        "model": {"type": "dnn"},
+    }
+    result = check_job(parse_job(declared))
+    assert result.problems == []
+    assert [row["rows"] for row in result.splits] == [139, 3, 3]
 
 
 def write(path: Path, declared: dict[str, Any]) -> None:
