@@ -133,6 +133,10 @@ def _lines(
         column = getattr(guessed, role)
         if column is not None:
             yield f"{role} = {_toml(column)}" + (f"  # {remark}" if remark else "")
+        elif role in guessed.perhaps:
+            column = guessed.perhaps[role]
+            amount = f"its {look[column].distinct:,} values recur"
+            yield f"# {role} = {_toml(column)}  # perhaps: no column is named like one, but {amount}"
         else:
             yield f'# {role} = "..."  # no column looks like one'
     yield "columns = ["
@@ -148,10 +152,11 @@ def _lines(
     yield from ("", "[train]", f"batch_size = {batch_size}")
     yield "epochs = 20  # at most: training stops when validation AUC no longer improves"
     yield "seed = 2024"
-    if guessed.context:
-        yield from ("", "[export]")
-        yield "# A ranking request gives these once; all other inputs come with each candidate."
-        yield f"context = {_toml(guessed.context)}"
+    yield from ("", "[export]")
+    yield "# A ranking request gives these once; all other inputs come with each candidate."
+    is_known = guessed.context and guessed.user and guessed.item
+    context = _toml(guessed.context) if guessed.context else '["..."]'
+    yield f"{'' if is_known else '# '}context = {context}"
 
 
 def _model_lines(guessed: Guess) -> Iterator[str]:
@@ -160,9 +165,13 @@ def _model_lines(guessed: Guess) -> Iterator[str]:
     yield 'type = "finalmlp"'
     yield from ("embedding_dim = 16", "hidden_1 = [128, 64]", "hidden_2 = [64]", "num_heads = 4")
     yield "gate_hidden = [64]"
-    for key, column in (("gate_1_context", guessed.user), ("gate_2_context", guessed.item)):
+    yield "# The features by which each stream's gate weighs the others: as a rule the user's, the item's."
+    for key, role in (("gate_1_context", "user"), ("gate_2_context", "item")):
+        column = getattr(guessed, role)
         if column in features:
             yield f"{key} = {_toml([column])}"
+        else:
+            yield f"# {key} = {_toml([guessed.perhaps.get(role, '...')])}"
 
 
 def _batch_size(look: Look) -> int:

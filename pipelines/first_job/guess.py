@@ -23,10 +23,14 @@ LABELS = (
 )
 ABOUT_LABELS = ("is", "has", "was", "total", "approved", "num", "n", "count", "cnt", "flag")
 RATINGS = ("rating", "ratings", "stars", "overall", "score")
-USERS = ("user", "customer", "member", "visitor", "client", "account", "buyer", "reviewer", "uid")
+USERS = (
+    *("user", "customer", "member", "visitor", "shopper", "client", "account", "buyer", "reviewer"),
+    *("subscriber", "viewer", "reader", "listener", "player", "guest", "uid"),
+)
 ITEMS = (
     *("item", "product", "movie", "article", "news", "book", "song", "track", "video", "iid"),
-    *("restaurant", "hotel", "ad", "adgroup", "creative", "sku", "asin", "listing", "document"),
+    *("restaurant", "hotel", "banner", "ad", "adgroup", "creative", "sku", "asin", "listing"),
+    *("document", "offer", "recipe", "game"),
 )
 TIMES = ("timestamp", "time", "ts", "datetime", "date", "at", "day")
 TIME_TEXTS = tuple(
@@ -34,6 +38,8 @@ TIME_TEXTS = tuple(
 )
 SPLITS = ("split", "fold", "partition", "subset")
 KEY_WORDS = {"id", "ids", "no", "key", "code", "hash", "idx", "index"}
+KEY_ENDS = {"nr", "number"}
+"""Words that name a key at the end, as in `banner_nr`, but not before: `number_of_views` is an amount."""
 QUANTITIES = {
     *("age", "price", "cost", "amount", "count", "cnt", "num", "total", "sum", "avg", "mean"),
     *("ratio", "duration", "length", "size", "width", "height", "days", "hours", "minutes"),
@@ -60,6 +66,8 @@ class Guess:
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    perhaps: dict[str, str] = field(default_factory=dict)
+    """By role, user or item: a column that only its values make likely, to be written as a remark."""
     split: dict[str, Any] = field(default_factory=dict)
     split_why: str = ""
     columns: list[tuple[dict[str, Any], str]] = field(default_factory=list)
@@ -67,7 +75,8 @@ class Guess:
     left_out: dict[str, str] = field(default_factory=dict)
     """Columns that are no features, with the reason."""
     context: list[str] = field(default_factory=list)
-    """Raw columns that belong to the user or the moment, not to the candidate."""
+    """Raw columns that belong to the user or the moment, not to the candidate; of a user or item that is
+    not known by name, as a remark."""
 
 
 def guess(look: Look, label: str | None = None) -> Guess:
@@ -83,6 +92,7 @@ def guess(look: Look, label: str | None = None) -> Guess:
     if not result.columns:
         reasons = "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
         raise JobError(f"no column is left as a feature ({reasons}).")
+    _perhaps(look, result)
     _context(look, result)
     return result
 
@@ -251,13 +261,32 @@ def _free_name(name: str, look: Look) -> str:
 def _keys(look: Look, result: Guess) -> None:
     for words, role in ((USERS, "user"), (ITEMS, "item")):
         for column in shared(look.columns, words):
-            rest = [token for token in column.tokens if token not in KEY_WORDS]
+            rest = [token for token in column.tokens if token not in KEY_WORDS | KEY_ENDS]
             is_key = len(rest) == 1 and column.raw is not None and not column.raw.is_list
-            # In a few rows even a good key seldom recurs.
-            recurs = _recurs(column, look) or (look.num_rows < FEW_ROWS and column.distinct > 1)
-            if is_key and column.found != pl.Float64 and recurs:
+            # In a few rows even a good key seldom recurs; two values are a flag, as `member`.
+            recurs = _recurs(column, look) or look.num_rows < FEW_ROWS
+            if is_key and recurs and column.distinct > 2 and column.found != pl.Float64:
                 setattr(result, role, column.name)
                 break
+
+
+def _perhaps(look: Look, result: Guess) -> None:
+    """Find columns of codes with many values that recur: of two unknown keys, users are the more."""
+    keys = [
+        look[encoder["name"]]
+        for encoder, _ in result.columns
+        if encoder["encoder"] in ("vocabulary", "hashed") and "length" not in encoder
+    ]
+    many = [
+        column
+        for column in keys
+        if column.name not in (result.user, result.item)
+        and column.distinct**2 >= look.num_rows
+        and column.distinct * 2 <= look.num_rows - column.missing
+    ]
+    many.sort(key=lambda column: -column.distinct)
+    roles = [role for role in ("user", "item") if getattr(result, role) is None]
+    result.perhaps = {role: column.name for role, column in zip(roles, many, strict=False)}
 
 
 def _recurs(column: Profile, look: Look) -> bool:
@@ -361,6 +390,8 @@ def _is_quantity(column: Profile) -> bool:
     """Tell an amount from a number that names something, by its name and by its spread."""
     if not column.is_number or column.distinct <= LISTED or KEY_WORDS & set(column.tokens):
         return False
+    if KEY_ENDS & set(column.tokens[-1:]):
+        return False
     if QUANTITIES & set(column.tokens):
         return True
     assert column.low is not None
@@ -392,15 +423,17 @@ def _time(column: Profile, look: Look, result: Guess) -> None:
 
 def _context(look: Look, result: Guess) -> None:
     """Find what belongs to the user: columns with one value for each user."""
-    if result.user is None or result.item is None:
+    user = result.user or result.perhaps.get("user")
+    item = result.item or result.perhaps.get("item")
+    if user is None or item is None:
         return
     read = {encoder.get("column", encoder["name"]): encoder for encoder, _ in result.columns}
-    if result.user not in read or look[result.user].distinct * 2 > look.num_rows:
+    if user not in read or look[user].distinct * 2 > look.num_rows:
         return
-    raw = [name for name in read if name in look.sample.columns and name != result.user]
+    raw = [name for name in read if name in look.sample.columns and name != user]
     counts: Mapping[str, int] = (
         look.sample.lazy()
-        .group_by(result.user)
+        .group_by(user)
         .agg(pl.col(name).drop_nulls().n_unique() for name in raw)
         .select(pl.col(name).max() for name in raw)
         .collect()
@@ -408,6 +441,6 @@ def _context(look: Look, result: Guess) -> None:
         if raw
         else {}
     )
-    fixed = [name for name in raw if counts[name] <= 1 and name != result.item]
+    fixed = [name for name in raw if counts[name] <= 1 and name != item]
     moment = [result.time] if result.time in read and result.time not in fixed else []
-    result.context = [result.user, *fixed, *(name for name in moment if name is not None)]
+    result.context = [user, *fixed, *(name for name in moment if name is not None)]

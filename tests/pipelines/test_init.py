@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -113,6 +114,62 @@ def test_column_that_names_the_split_is_used() -> None:
 
 def test_columns_that_are_fixed_for_a_user_are_given_once_in_a_request() -> None:
     assert guessed(clicks()).context == ["user_id", "userAge", "event_time"]
+
+
+@pytest.mark.parametrize(
+    ("user", "item"),
+    [
+        ("shopper", "banner_no"),
+        ("customerNumber", "article_nr"),
+        ("visitor_id", "sku"),
+        ("member_key", "ad_number"),
+        ("Customer", "creative_id"),
+        ("shopper_no", "listing"),
+    ],
+)
+def test_user_and_item_are_known_by_many_names(user: str, item: str) -> None:
+    result = guessed(clicks().rename({"user_id": user, "item_id": item}))
+    assert (result.user, result.item) == (user, item)
+    assert [encoder_of(result, name)["encoder"] for name in (user, item)] == ["vocabulary"] * 2
+    assert result.context[0] == user
+
+
+def test_flag_named_like_a_user_is_none() -> None:
+    frame = clicks().drop("user_id").with_columns(member=pl.int_range(ROWS) // 3 % 2)
+    assert guessed(frame).user is None
+
+
+def test_number_before_its_noun_is_an_amount() -> None:
+    frame = clicks().with_columns(number_of_views=(pl.int_range(ROWS) % 90) ** 3)
+    assert encoder_of(guessed(frame), "number_of_views")["encoder"] == "quantiles"
+
+
+def test_unknown_user_and_item_are_suggested_by_their_values_and_contexts_with_them() -> None:
+    clicks().rename({"user_id": "plate", "item_id": "stock"}).write_parquet("clicks.parquet")
+    path, _ = write_job(["clicks.parquet"])
+    text = path.read_text()
+    for line in (
+        '# user = "stock"  # perhaps: no column is named like one, but its 40 values recur',
+        '# item = "plate"  # perhaps: no column is named like one, but its 30 values recur',
+        '# gate_1_context = ["stock"]',
+        '# gate_2_context = ["plate"]',
+        '# context = ["stock", "event_time"]',
+    ):
+        assert line in text.splitlines()
+    # The remarks are a job as soon as the hash sign is gone.
+    path.write_text(re.sub(r"^# (?=user|item|gate_|context)", "", text, flags=re.MULTILINE))
+    assert check_job(load_job(path)).problems == []
+
+
+def test_context_is_a_remark_where_no_column_can_be_the_user_or_item() -> None:
+    clicks().drop("user_id", "item_id", "genres").write_parquet("clicks.parquet")
+    path, guess_ = write_job(["clicks.parquet"])
+    assert guess_.perhaps == {}
+    lines = path.read_text().splitlines()
+    assert {'# context = ["..."]', '# gate_1_context = ["..."]', '# gate_2_context = ["..."]'} < {
+        *lines
+    }
+    assert '# user = "..."  # no column looks like one' in lines
 
 
 @pytest.mark.parametrize(
