@@ -5,6 +5,7 @@ All take a job file and `--set key.path=value`, or `--run RUN` for a run that ex
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
     from headwater.pipelines.job import Job
     from headwater.pipelines.runs import Run
 
-Set = Annotated[list[str] | None, Parameter(name="--set", negative=())]
-"""Value of the job to change, as `train.seed=7`; may be given several times."""
+Set = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative=(),
+        help="Setting of the job to change, as train.seed=7; may be given several times.",
+    ),
+]
+"""Values of the job to change."""
 
 
 def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
@@ -67,7 +75,7 @@ def train(
     set: Set = None,  # noqa: A002
     json: AsJson = False,
 ) -> None:
-    """Train a model on prepared data, or go on with a run that was stopped.
+    """Train a model, on data that is prepared first where it is not, or go on with a stopped run.
 
     Parameters
     ----------
@@ -112,7 +120,8 @@ def evaluate(
     run
         Run folder, instead of a job file.
     """
-    result = evaluate_and_report(_find_run(job, run, set))
+    trained, _ = _trained(job, run, set)
+    result = evaluate_and_report(trained)
     emit(result, as_json=json, text=summary(result))
 
 
@@ -129,7 +138,7 @@ def export(
     Parameters
     ----------
     job
-        Job file (TOML): its newest complete run is taken.
+        Job file (TOML): its newest complete run is taken, and its present `[export]` section.
     run
         Run folder, instead of a job file.
     releases
@@ -137,7 +146,8 @@ def export(
     """
     from headwater.pipelines import export as export_run
 
-    release = export_run(_find_run(job, run, set), releases)
+    trained, declared = _trained(job, run, set, may_change="export.")
+    release = export_run(trained, releases, settings=declared.export)
     emit({"release": release}, as_json=json, text=f"release {release}")
 
 
@@ -197,15 +207,40 @@ def _load(job: Path, overrides: list[str] | None) -> Job:
     return load_job(job, overrides or ())
 
 
-def _find_run(job: Path | None, run: Path | None, overrides: list[str] | None) -> Run:
+def _trained(
+    job: Path | None, run: Path | None, overrides: list[str] | None, *, may_change: str = "none"
+) -> tuple[Run, Job]:
+    """Return a run that exists, and its job as declared now: by the job file, or by the run itself.
+
+    Settings that training has fixed are all but those that start with `may_change`. `--set` may not
+    change them in a run that is named; a run that is found by its job's name may differ in them from
+    the job file, which is told.
+    """
+    from headwater.pipelines.job import dump_job
+    from headwater.pipelines.reporting.compare import differences
     from headwater.pipelines.runs import newest_run, open_run
+    from headwater.pipelines.training.assemble import resolve
 
     if (job is None) == (run is None):
         raise JobError("give either a job file or --run RUN.")
     if run is not None:
-        return open_run(run)
-    assert job is not None
-    return newest_run(_load(job, overrides).name)
+        found = open_run(run)
+        declared = _load(found.path / "job.toml", overrides)
+    else:
+        assert job is not None
+        declared = _load(job, overrides)
+        found = newest_run(declared.name)
+    changed = [
+        key
+        for key in differences([dump_job(found.job), dump_job(resolve(declared))])
+        if not key.startswith(may_change)
+    ]
+    note(f"run      {found.path}")
+    if changed and job is None:
+        raise JobError(f"--set: {', '.join(changed)} cannot change once {run} is trained.")
+    if changed:
+        note(f"it was trained with other settings than {job} has now: {', '.join(changed)}")
+    return found, declared
 
 
 def evaluate_and_report(run: Run) -> dict[str, Any]:
@@ -215,7 +250,6 @@ def evaluate_and_report(run: Run) -> dict[str, Any]:
 
     metrics = evaluate_run(run)
     page = write_report(run.path)
-    note(f"report {page}")
     return {
         "run": run.path,
         "report": page,
@@ -232,7 +266,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = ["metric".ljust(24) + "".join(split.rjust(12) for split in metrics)]
     for name in names:
         values = (metrics[split].get(name) for split in metrics)
-        cells = "".join(("-" if v is None else f"{v:.5g}").rjust(12) for v in values)
+        cells = "".join(("-" if v is None or isnan(v) else f"{v:.5g}").rjust(12) for v in values)
         lines.append(name.ljust(24) + cells)
     lines.append(f"run      {result['run']}")
     lines.append(f"report   {result['report']}")

@@ -24,7 +24,7 @@ from headwater.feature_store.schema import Schema
 from headwater.models.network import CTRNetwork
 from headwater.pipelines.console import note
 from headwater.pipelines.data.prepared import load_prepared
-from headwater.pipelines.job import Job
+from headwater.pipelines.job import Export, Job
 from headwater.pipelines.output import workspace, writing
 from headwater.pipelines.release.builder import OUTPUT
 from headwater.pipelines.release.golden import golden_rows
@@ -46,8 +46,13 @@ from headwater.serving.manifest import (
 from headwater.serving.scorer import Scorer, open_session
 
 
-def export(run: Run, releases: Path = Path("releases")) -> Path:
+def export(run: Run, releases: Path = Path("releases"), *, settings: Export | None = None) -> Path:
     """Write the best checkpoint of a complete run as the next version, and return its folder.
+
+    Parameters
+    ----------
+    settings
+        The `[export]` section to go by; that of the run's own job when absent.
 
     Raises ParityError where the graph differs from the network by more than `export.tolerance`,
     OutputError where the release cannot be written; then nothing is left of it.
@@ -55,11 +60,12 @@ def export(run: Run, releases: Path = Path("releases")) -> Path:
     metrics = run.read("metrics.json")
     prepared = load_prepared(Path(metrics["prepared"]))
     placement = load_trained(run, prepared.schema, torch.device("cpu"))
+    job = run.job if settings is None else run.job.model_copy(update={"export": settings})
     return export_network(
         placement.network,
         prepared.schema,
         pl.read_parquet(prepared.sample),
-        run.job,
+        job,
         releases,
         metrics={split: metrics[split] for split in ("valid", "test") if metrics.get(split)},
         time_range_ms=prepared.statistics.time_range_ms,

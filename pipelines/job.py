@@ -299,7 +299,7 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
         raise JobError(f"{path}: not valid TOML: {error}.") from error
     for override in overrides:
         _apply(values, override)
-    return parse_job(values, source=str(path))
+    return parse_job(values, source=f"{path} with --set" if overrides else str(path))
 
 
 def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:

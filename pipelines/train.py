@@ -37,6 +37,7 @@ from headwater.pipelines.training.assemble import (
     check_precision,
     choose_device,
     find_ranks,
+    resolve,
     restore,
     start_ranks,
     whole_state,
@@ -95,6 +96,7 @@ def train(
     }
     # Only now: what could be refused has been looked at, and a refusal leaves no empty run.
     if run is None:
+        job = resolve(job)
         run = _shared(create_run(job, runs) if ranks.is_first else None, ranks)
     loop = _Loop(job, prepared, data, run, placement, device, ranks)
     if resume:

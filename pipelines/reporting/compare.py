@@ -60,7 +60,7 @@ def compare_runs(runs: Sequence[Path], out: Path | None = None) -> Comparison:
     metrics = [key for key in _metric_keys() if any(row.get(key) is not None for row in rows)]
     rows = [{"run": row["run"], **{key: row.get(key) for key in metrics}} for row in rows]
     page = out or paths[0].resolve().parent / COMPARISON_NAME
-    comparison = Comparison(rows, metrics, _differences([job for _, job in read]), page)
+    comparison = Comparison(rows, metrics, differences([job for _, job in read]), page)
     histories = {name: parts[0]["history"] for name, parts in zip(names, read, strict=True)}
     render("compare.html.j2", page, {"comparison": comparison, "plot": plots.overlay(histories)})
     return comparison
@@ -89,7 +89,7 @@ def _best(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     return [run for run, value in values.items() if value == best]
 
 
-def _differences(jobs: Sequence[str]) -> dict[str, list[str]]:
+def differences(jobs: Sequence[str]) -> dict[str, list[str]]:
     """Return the settings, as `train.seed`, whose values differ between resolved jobs."""
     flat = [dict(_flatten(tomllib.loads(job))) for job in jobs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
