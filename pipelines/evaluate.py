@@ -65,6 +65,7 @@ def evaluate(run: Run, splits: Sequence[SplitName] = ("valid", "test")) -> dict[
             "model": run.job.model.type,
             "headwater_version": importlib.metadata.version("headwater"),
             "training": metrics["training"],
+            "data": _data(prepared),
             "history": metrics["history"],
             "splits": summaries,
             "importance": importance and {"split": "valid", **importance},
@@ -97,6 +98,13 @@ def _sample(data: ShardSet, device: torch.device) -> Batch:
     rows = min(MAX_ROWS, len(data))
     reader = Reader(data, rows, seed=0, shuffle=True, buffer_rows=_BLOCKS_OF_SAMPLE * 1024)
     return concatenate([next(Loader(reader, device, prefetch=1).epoch(0))], rows)
+
+
+def _data(prepared: Prepared) -> dict[str, Any]:
+    """Return how many rows each split has, and from when to when training goes."""
+    found = prepared.statistics
+    rows = {split: counts.rows for split, counts in found.splits.items()}
+    return {"rows": rows, "time_range_ms": found.time_range_ms}
 
 
 def _rates(prepared: Prepared) -> list[dict[str, Any]]:

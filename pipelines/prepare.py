@@ -115,7 +115,7 @@ def _write(source: Source, folder: Path, created: Mapping[str, Any]) -> None:
         for split in present:
             rows = [pl.scan_parquet(part).filter(chosen[split]) for part in parts]
             statistics[split] = _encode(rows, schema, folder / split, created, bar)
-    times = _time_range_ms(train)
+    times = time_range_ms(train)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
     sample = _sample(parts, chosen["valid"], schema)
     sample.rename({LABEL: source.job.features.label}).write_parquet(folder / SAMPLE)
@@ -222,8 +222,10 @@ def _sample(parts: list[Path], condition: pl.Expr, schema: Schema) -> pl.DataFra
     return pl.concat([part.collect(engine="streaming") for part in rows])
 
 
-def _time_range_ms(parts: Sequence[pl.LazyFrame]) -> tuple[int, int] | None:
-    """Return first and last time in ms; the unit of plain numbers is told from their size.
+def time_range_ms(parts: Sequence[pl.LazyFrame]) -> tuple[int, int] | None:
+    """Return first and last event time of staged rows in ms, None where the job names none.
+
+    The unit of plain numbers is told from their size.
 
     Seconds stay below 1e11 until the year 5138, milliseconds below 1e14, microseconds below 1e17.
     """

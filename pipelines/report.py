@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.feature_store.errors import RunError
+from headwater.pipelines.data.prepared import time_text
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import count, duration, megabytes, number, render
 
@@ -134,7 +135,8 @@ def _facts(evaluation: Mapping[str, Any], job: Mapping[str, Any]) -> list[tuple[
     training, data = evaluation["training"], job["data"]
     source = "source" if "source" in data else "train"
     features = [column["name"] for column in job["features"]["columns"]]
-    rows = (f"{count(split['rows'])} {name}" for name, split in evaluation["splits"].items())
+    rows = (f"{count(rows)} {name}" for name, rows in evaluation["data"]["rows"].items())
+    times = evaluation["data"]["time_range_ms"]
     stopped = {
         "plateau": "no further improvement",
         "epochs": "all epochs done",
@@ -150,7 +152,8 @@ def _facts(evaluation: Mapping[str, Any], job: Mapping[str, Any]) -> list[tuple[
     facts = [
         ("data", ", ".join(_list(data[source]))),
         ("split", _split_text(data.get("split"))),
-        ("rows evaluated", ", ".join(rows)),
+        ("rows", ", ".join(rows)),
+        ("training rows from", "no time column" if times is None else _period(times)),
         ("label", job["features"]["label"]),
         (f"{len(features)} features", ", ".join(features)),
         ("model", f"{evaluation['model']}, {count(training['parameters'])} parameters"),
@@ -160,6 +163,11 @@ def _facts(evaluation: Mapping[str, Any], job: Mapping[str, Any]) -> list[tuple[
     if training["peak_cuda_mb"]:
         facts.append(("peak GPU memory", megabytes(training["peak_cuda_mb"])))
     return facts
+
+
+def _period(times: Sequence[int]) -> str:
+    first, last = map(time_text, times)
+    return f"{first} to {last} UTC"
 
 
 def _split_text(split: Mapping[str, Any] | None) -> str:

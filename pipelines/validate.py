@@ -301,6 +301,8 @@ def _check_splits(job: Job, result: Validation) -> None:
 
     from headwater.feature_store.encoders import Column
     from headwater.pipelines.data import staging
+    from headwater.pipelines.data.prepared import time_text
+    from headwater.pipelines.prepare import time_range_ms
 
     # One feature stands for all: what matters here are label and split.
     first = next(each for each in job.features.columns if isinstance(each, Column))
@@ -312,11 +314,20 @@ def _check_splits(job: Job, result: Validation) -> None:
             return
         for split, condition in staging.conditions(source, parts).items():
             counted = pl.scan_parquet(parts).filter(condition)
+            times = time_range_ms([counted])
+            first, last = map(time_text, times) if times else ("", "")
             label = pl.col(staging.LABEL).cast(pl.Int64)
             rows, positives = counted.select(pl.len(), label.sum()).collect().row(0)
             rate = round(positives / rows, 5) if rows else 0.0
             result.splits.append(
-                {"split": split, "rows": rows, "positives": positives, "rate": rate}
+                {
+                    "split": split,
+                    "rows": rows,
+                    "positives": positives,
+                    "rate": rate,
+                    "first (UTC)": first,
+                    "last (UTC)": last,
+                }
             )
             if split == "test":
                 continue

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from headwater.feature_store.errors import ShardError
 from headwater.feature_store.schema import Schema, read_schema
@@ -142,6 +143,11 @@ def load_prepared(path: Path) -> Prepared:
         if read_manifest(path / split).schema_hash != schema.hash:
             raise ShardError(f"{path / split}: encoded by another schema than {SCHEMA}. {_REMEDY}")
     return Prepared(path, schema, about.splits)
+
+
+def time_text(ms: int) -> str:
+    """Return a UTC time in ms since 1970 to the second, as 2024-05-01 10:20:30, in any year."""
+    return str(np.datetime64(ms // 1000, "s")).replace("T", " ")
 
 
 _REMEDY = "Delete the folder and prepare the data again."

@@ -70,6 +70,8 @@ def test_evaluation_holds_what_the_report_draws(run: Run, tiny_prepared: Prepare
     assert found["format_version"] == 1
     assert (found["name"], found["model"]) == ("tiny", "finalmlp")
     assert found["training"]["epochs"] == len(found["history"])
+    rows = {split: len(tiny_prepared.dataset(split)) for split in tiny_prepared.splits}
+    assert found["data"] == {"rows": rows, "time_range_ms": None}
     columns = [column.name for column in tiny_prepared.schema.columns]
     for split in ("valid", "test"):
         part = found["splits"][split]

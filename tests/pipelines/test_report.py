@@ -113,6 +113,10 @@ def evaluation_of(auc: float | None = 0.8, test: bool = True) -> dict[str, Any]:
             "seed": 1,
             "world_size": 1,
         },
+        "data": {
+            "rows": {"train": 54_321, **{name: split["rows"] for name, split in splits.items()}},
+            "time_range_ms": [1_714_557_600_000, 1_715_162_400_999],
+        },
         "history": [
             {
                 "epoch": epoch,
@@ -198,6 +202,18 @@ def test_report_has_every_section_and_its_numbers(tmp_path: Path) -> None:
     for text in ("0.79000 .. 0.81000", "1,234,567", "123,457", "2.0 GB", "1 min 15 s", "20.00 %"):
         assert text in page.text
     assert page.tags.count("img") == 4
+
+
+def test_report_says_how_many_rows_there_are_and_which_time_training_covers(
+    tmp_path: Path,
+) -> None:
+    page = Page(write_report(make_run(tmp_path / "run")))
+    assert "54,321 train, 1,000 valid, 2,000 test" in page.words
+    assert "2024-05-01 10:00:00 to 2024-05-08 10:00:00 UTC" in page.words
+    evaluation = evaluation_of()
+    evaluation["data"]["time_range_ms"] = None
+    page = Page(write_report(make_run(tmp_path / "timeless", evaluation)))
+    assert "no time column" in page.words
 
 
 def test_report_fetches_nothing(tmp_path: Path) -> None:

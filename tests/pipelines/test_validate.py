@@ -127,6 +127,17 @@ def test_sound_job_shows_features_inputs_splits_and_model() -> None:
     assert result.model["dropout_1"] == 0.2
 
 
+def test_splits_show_the_time_that_they_cover() -> None:
+    result = checked(lambda job: job["features"].update(time="at"))
+    times = [(row["first (UTC)"], row["last (UTC)"]) for row in result.splits]
+    assert times[0] == ("2023-11-14 22:13:20", "2023-11-15 00:12:20")
+    assert times[1][0] == "2023-11-15 00:13:20"
+    assert "2023-11-15 00:12:20" in result.text(Path("toy.toml"))
+    timeless = checked(lambda job: job["data"].update(split={"by": "ratio"}))
+    assert timeless.splits[0]["first (UTC)"] == ""
+    assert "first (UTC)" not in timeless.text(Path("toy.toml"))
+
+
 def test_derived_column_that_is_a_feature_is_said_to_be_an_input_of_the_release() -> None:
     (note,) = checked().notes
     assert note.startswith("'cents' is derived (price * 100) and a feature")
