@@ -111,6 +111,12 @@ def test_first_job_of_the_readme_runs_as_written(
     metrics = names["evaluate"](names["run"])
     assert metrics["test"]["auc"] > 0.75
     assert (names["release"] / "manifest.json").is_file()
+    # The model of one's own, as docs/models.md has it, on the same job.
+    page = (ROOT / "docs" / "models.md").read_text()
+    (model,) = (block for language, block in FENCE.findall(page) if language == "python")
+    Path("mean.py").write_text(f"from __future__ import annotations\n{model}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["train", "clicks.toml", "--set", 'model={type="mean:Mean", embedding_dim=8}']) == 0
 
 
 def run_here(arguments: list[str]) -> None:
@@ -194,21 +200,50 @@ def test_make_targets_on_the_pages_exist() -> None:
                 assert set(named) <= set(targets), command
 
 
-def test_demo_goes_from_ratings_to_a_scored_request(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Run the demo with one epoch; return its folder and its result."""
+    folder = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
         [HEADWATER, "demo", "--set", "train.epochs=1", "--json"],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_demo_goes_from_ratings_to_a_scored_request(demo: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = demo
     assert result["metrics"]["test"]["auc"] > 0.65
-    assert (tmp_path / result["report"]).is_file()
-    assert (tmp_path / result["release"] / "model.onnx").is_file()
+    assert (folder / result["report"]).is_file()
+    assert (folder / result["release"] / "model.onnx").is_file()
     assert len(result["answer"]["scores"]) == 5
     assert result["answer"]["model"] == "movielens"
+
+
+def test_requests_of_the_serving_page_are_answered(
+    demo: tuple[Path, dict[str, Any]],
+    serving: Callable[..., Any],
+    ask: Callable[..., tuple[int, Any]],
+) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    curls = [shlex.split(each) for each in commands(page) if each.startswith("curl ")]
+    (client,) = (block for language, block in FENCE.findall(page) if language == "python")
+    lengths: list[int] = []
+    with serving(demo[0] / "releases") as url:
+        wait_until(lambda: ask(f"{url}/v2/health/ready")[0] == 200)
+        for words in curls:
+            address, body = request_of(words)
+            status, answer = ask(address.replace("localhost:8080", url), body)
+            assert status == 200, answer
+            lengths.append(len(answer.get("scores") or answer["outputs"][0]["data"]))
+        names: dict[str, Any] = {}
+        exec(client.replace("localhost:8080", url.removeprefix("http://")), names)
+        names["client"].close()
+    assert [*lengths, len(names["scores"])] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
