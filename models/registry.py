@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -23,9 +24,10 @@ def load_model(name: str) -> type[Any]:
     target = MODELS.get(name, name)
     module, _, attribute = target.partition(":")
     if not attribute:
-        known = ", ".join(MODELS)
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise JobError(
-            f"model.type: unknown model {name!r}. Known: {known}. "
+            f"model.type: unknown model {name!r}.{hint} Known: {', '.join(MODELS)}. "
             "Your own model is named as 'package.module:Class'."
         )
     try:

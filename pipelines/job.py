@@ -307,9 +307,8 @@ def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
     try:
         return Job.model_validate(dict(values))
     except ValidationError as error:
-        raise JobError(
-            "\n".join(f"{source}: {line}" for line in explain(error, Job, values))
-        ) from None
+        lines = [*explain(error, Job, values), *_model_problems(values.get("model"))]
+        raise JobError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 def dump_job(job: Job) -> str:
@@ -318,18 +317,24 @@ def dump_job(job: Job) -> str:
 
 
 def explain(
-    error: ValidationError, config: type[BaseModel], values: Mapping[str, Any] | None = None
+    error: ValidationError,
+    config: type[BaseModel],
+    values: Mapping[str, Any] | None = None,
+    section: str = "",
 ) -> Iterator[str]:
     """Yield a line an error: its path, what was found, and the nearest known key for an unknown one.
 
     `values` is what was read: a path then holds only keys of the file, and the names of columns.
+    `section` is where in the file `config` lies.
     """
     for item in error.errors(include_url=False):
         loc = item["loc"]
         path = ".".join(map(str, loc)) if values is None else _path(loc, values, item["type"])
+        path = ".".join(part for part in (section, path) if part)
         if item["type"] == "extra_forbidden":
             key = str(loc[-1])
-            near = difflib.get_close_matches(key, _known_keys(config), n=1)
+            # A key that is known elsewhere is no help here.
+            near = difflib.get_close_matches(key, _known_keys(config) - {key}, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             yield f"{path}: unknown key.{hint}"
         elif item["type"] == "missing":
@@ -337,7 +342,26 @@ def explain(
         else:
             message = item["msg"].removeprefix("Value error, ")
             found = "" if isinstance(item["input"], dict | list) else f", found {item['input']!r}"
-            yield f"{path or 'job'}: {message}{found}."
+            yield f"{path}: {message}{found}." if path else f"{message}{found}."
+
+
+def _model_problems(section: object) -> Iterator[str]:
+    """Yield what the model's own class refuses, so that a wrong job is told whole."""
+    if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
+        return
+    # Late: it imports torch, which a job that is sound so far can do without.
+    from headwater.models.registry import load_model
+
+    settings = {key: value for key, value in section.items() if key != "type"}
+    try:
+        config: type[BaseModel] = load_model(section["type"]).config_class
+    except JobError as error:
+        yield str(error)
+        return
+    try:
+        config.model_validate(settings)
+    except ValidationError as error:
+        yield from explain(error, config, settings, "model")
 
 
 def _path(loc: Sequence[int | str], values: object, kind: str) -> str:

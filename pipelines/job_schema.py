@@ -40,8 +40,8 @@ _INTRO = """\
 
 A job is one TOML file: where the rows are, what the features are, which model learns them and how, and
 what the release looks like. Values come from the defaults on this page, then the file, then
-`--set key.path=value` on the command line. An unknown key or a wrong value is refused with its path. The
-resolved job, with every default, is written into the run folder as `job.toml`.
+`--set key.path=value` on the command line. Unknown keys and wrong values are refused, all at once, each with
+its path. The resolved job, with every default, is written into the run folder as `job.toml`.
 
 `headwater init DATA` writes a first job for a file, and `headwater validate JOB.toml` checks one against
 its data. Relative paths are read from the current folder. Secrets, as those of object stores, come from

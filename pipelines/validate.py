@@ -134,8 +134,8 @@ def _check_model(job: Job, result: Validation) -> None:
     try:
         config = model_class.config_class.model_validate(job.model.settings())
     except ValidationError as error:
-        lines = explain(error, model_class.config_class, job.model.settings())
-        result.problems += [f"model.{line}" for line in lines]
+        settings = job.model.settings()
+        result.problems += explain(error, model_class.config_class, settings, "model")
         return
     result.model = {"type": job.model.type, **config.model_dump(mode="json")}
     # fbgemm's rule; asking it would take seconds, for TorchRec to be imported.
@@ -177,7 +177,8 @@ def _check_columns(job: Job, result: Validation) -> None:
     names = result.attempt(table.names)
     if names is None:
         return
-    known = [*names, *(name for side in sides for name in side or ()), *data.derive]
+    joined = (name for side in sides for name in side or ())
+    known = list(dict.fromkeys([*names, *joined, *data.derive]))
     wanted: dict[str, str] = {}
     for name, reason in _wanted(job):
         if name in known:
@@ -226,7 +227,8 @@ def _wanted(job: Job) -> Iterable[tuple[str, str]]:
 def _check_context(job: Job, result: Validation) -> None:
     from headwater.feature_store.encoders import Column
 
-    read = [each.inputs[0] for each in job.features.columns if isinstance(each, Column)]
+    columns = (each for each in job.features.columns if isinstance(each, Column))
+    read = list(dict.fromkeys(column.inputs[0] for column in columns))
     for name in job.export.context:
         if name not in read:
             hint = _near(name, read)

@@ -5,6 +5,7 @@ Rules over names and values, no more: what they decide is written into a file th
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -145,7 +146,11 @@ def _label(look: Look, wanted: str | None, result: Guess) -> None:
     if wanted is not None:
         names = [column.name for column in look.columns]
         if wanted not in names:
-            raise JobError(f"--label {wanted}: no such column. The data has: {', '.join(names)}.")
+            near = difflib.get_close_matches(wanted, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise JobError(
+                f"--label {wanted}: no such column.{hint} The data has: {', '.join(names)}."
+            )
         chosen = look[wanted]
         if _condition(chosen, look) is None:
             raise JobError(

@@ -31,7 +31,8 @@ def test_a_model_of_ones_own_is_named_by_module_and_class() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("finalmpl", r"unknown model 'finalmpl'.*finalmlp"),
+        ("finalmpl", r"unknown model 'finalmpl'\. Did you mean 'finalmlp'\?"),
+        ("transformer", r"unknown model 'transformer'\. Known: logistic_regression, "),
         ("no_such_package:Model", "cannot import 'no_such_package:Model'"),
         ("headwater.models.ctr.fm:FMM", "cannot import .*FMM"),
     ],

@@ -257,6 +257,11 @@ def test_label_that_does_not_fit_is_refused(label: str) -> None:
         guessed(clicks(), label)
 
 
+def test_label_that_is_no_column_is_refused_with_the_nearest() -> None:
+    with pytest.raises(JobError, match=r"--label click: no such column\. Did you mean 'clicked'\?"):
+        guessed(clicks(), "click")
+
+
 Write = Callable[[pl.DataFrame, Path], object]
 
 

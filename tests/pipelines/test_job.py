@@ -100,6 +100,7 @@ def test_malformed_set_is_refused(job_path: Path, override: str, message: str) -
         ("epochs = 3", "epoch = 3", "train.epoch", "epochs"),
         ("label =", "lable =", "features.lable", "label"),
         ("source =", "sorce =", "data.sorce", "source"),
+        ("[train]", "[export]\ncontxt = []\n[train]", "export.contxt", "context"),
         ("min_count", "min_counts", "features.columns[0] (user).min_counts", "min_count"),
     ],
 )
@@ -115,7 +116,7 @@ def test_unknown_key_is_refused_with_its_path_and_the_nearest_known_key(
 
 def test_unknown_key_of_set_is_refused_like_one_of_the_file(job_path: Path) -> None:
     message = refused(TEXT, "train.sed=1", path=job_path)
-    assert message == f"{job_path}: train.sed: unknown key. Did you mean 'seed'?"
+    assert message == f"{job_path} with --set: train.sed: unknown key. Did you mean 'seed'?"
 
 
 def test_wrong_type_is_refused_with_what_was_found(job_path: Path) -> None:
@@ -135,6 +136,27 @@ def test_all_errors_are_reported_at_once(job_path: Path) -> None:
     lines = refused(text, path=job_path).splitlines()
     assert len(lines) == 2
     assert any("features.label: required, but absent." in line for line in lines)
+
+
+def test_errors_of_the_model_are_reported_with_the_others(job_path: Path) -> None:
+    text = TEXT.replace("epochs = 3", "epoch = 3").replace("min_count", "mincount")
+    text = text.replace("embedding_dim = 8", "embeding_dim = 8\nhiden = [3]")
+    assert refused(text, path=job_path).splitlines() == [
+        f"{job_path}: {line}"
+        for line in (
+            "features.columns[0] (user).mincount: unknown key. Did you mean 'min_count'?",
+            "train.epoch: unknown key. Did you mean 'epochs'?",
+            "model.embeding_dim: unknown key. Did you mean 'embedding_dim'?",
+            "model.hiden: unknown key. Did you mean 'hidden'?",
+        )
+    ]
+    message = refused(text.replace('"dnn"', '"dnnn"'), path=job_path)
+    assert "model.type: unknown model 'dnnn'. Did you mean 'dnn'?" in message
+
+
+def test_key_of_another_section_is_not_suggested_for_itself(job_path: Path) -> None:
+    message = refused(TEXT.replace("epochs = 3", "lr = 0.1"), path=job_path)
+    assert message == f"{job_path}: train.lr: unknown key."
 
 
 def test_unknown_encoder_is_refused_with_the_known_ones(job_path: Path) -> None:

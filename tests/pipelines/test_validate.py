@@ -67,6 +67,13 @@ def values() -> dict[str, Any]:
                     "part": "hour",
                     "unit": "s",
                 },
+                {
+                    "name": "day",
+                    "column": "at",
+                    "encoder": "calendar",
+                    "part": "weekday",
+                    "unit": "s",
+                },
                 {"name": "both", "encoder": "crossed", "columns": ["user", "brand"]},
             ],
         },
@@ -97,7 +104,7 @@ def test_sound_job_shows_features_inputs_splits_and_model() -> None:
     result = checked()
     assert result.problems == []
     features = {row["feature"]: row for row in result.features}
-    assert list(features) == ["user", "item", "cents", "tags", "brand", "hour", "both"]
+    assert list(features) == ["user", "item", "cents", "tags", "brand", "hour", "day", "both"]
     assert features["hour"] == {
         "feature": "hour",
         "reads": "at",
@@ -204,7 +211,12 @@ def test_wrong_model_settings_are_reported_beside_wrong_data() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda job: job["model"].update(type="finalmpl"), "unknown model 'finalmpl'"),
+        (lambda job: job["model"].update(type="finalmpl"), "Did you mean 'finalmlp'?"),
+        (lambda job: job["model"].update(num_heads=3), "model: num_heads = 3 does not divide 8"),
+        (
+            lambda job: job["export"].update(context=["xyzzy"]),
+            "Known: user, item, cents, tags, brand, at.",
+        ),
         (lambda job: job["model"].update(embedding_dim=6), "Set 8, or train.sparse.mode = 'dense'"),
         (
             lambda job: job["data"]["derive"].update(liked="raing >= 4"),
