@@ -60,17 +60,18 @@ def _lines(block: str) -> Iterator[str]:
 
 
 def clicks(num_rows: int, seed: int) -> pl.DataFrame:
-    """Return impressions as the README has them: `click` follows user, item and hour."""
+    """Return impressions as the README has them: `click` follows user, item and hour of the day."""
     random = np.random.default_rng(seed)
     user, item = random.integers(1, 40, num_rows), random.integers(1, 30, num_rows)
-    hour = random.integers(0, 24, num_rows)
+    minutes = np.sort(random.integers(0, 30 * 1440, num_rows))
+    hour = minutes // 60 % 24
     taste = np.random.default_rng(1)
     logit = taste.normal(0, 2, 40)[user] + taste.normal(0, 2, 30)[item] + (hour - 12) / 6
     return pl.DataFrame(
         {
             "user_id": user,
             "item_id": item,
-            "hour": hour,
+            "shown_at": np.datetime64("2026-03-01T00:00:00", "ms") + minutes * 60_000,
             "click": (random.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(int),
         }
     )
@@ -84,7 +85,9 @@ def test_first_job_of_the_readme_runs_as_written(
     ask: Callable[..., tuple[int, Any]],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    clicks(3000, 2).write_csv("clicks.csv")
+    clicks(3000, 2).write_csv("clicks.csv", datetime_format="%Y-%m-%dT%H:%M:%S")
+    (described,) = re.findall(r"with the columns (.*?):\n", README, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", described)) == set(clicks(1, 0).columns)
     clicks(50, 3).drop("click").write_parquet("new.parquet")
     done: set[str] = set()
     for command in commands(README):
@@ -98,6 +101,10 @@ def test_first_job_of_the_readme_runs_as_written(
                 status, answer = ask(address.replace("localhost:8080", url), body)
             assert status == 200, answer
             assert (answer["model"], len(answer["scores"])) == ("clicks", 2)
+            manifest = json.loads(Path("releases/clicks/1/manifest.json").read_bytes())
+            for role, given in (("context", body["context"]), ("candidate", body["candidates"][0])):
+                taken = {each["name"] for each in manifest["inputs"] if each["role"] == role}
+                assert given.keys() == taken
         else:
             continue
         done.add(" ".join(words[:2]) if words[0] == "headwater" else words[0])
