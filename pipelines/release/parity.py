@@ -45,6 +45,8 @@ class Parity:
     p99_abs_diff: float
     auc_torch: float
     auc_onnx: float
+    auc_rows: int
+    """Rows behind both AUCs: those of the sample, not all of validation."""
     latency_ms: dict[int, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
@@ -63,7 +65,8 @@ class Parity:
         speed = ", ".join(f"{ms:.3f} ms for {rows}" for rows, ms in self.latency_ms.items())
         return (
             f"parity   max {self.max_abs_diff:.2e}, p99 {self.p99_abs_diff:.2e} "
-            f"between torch and onnxruntime; AUC {self.auc_torch:.6f} and {self.auc_onnx:.6f}\n"
+            f"between torch and onnxruntime; AUC {self.auc_torch:.6f} and {self.auc_onnx:.6f} "
+            f"of {self.auc_rows:,} sampled rows\n"
             f"latency  {speed} rows, one thread"
         )
 
@@ -130,6 +133,7 @@ def check(
         p99_abs_diff=float(np.quantile(difference, 0.99)),
         auc_torch=auc(labels, expected[real]),
         auc_onnx=auc(labels, found[real]),
+        auc_rows=len(labels),
         latency_ms={count: _latency_ms(scorer, rows, count) for count in LATENCY_ROWS},
     )
 

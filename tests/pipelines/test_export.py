@@ -72,6 +72,20 @@ def test_a_network_that_scores_nan_is_refused(
         export_network(network, click_schema, click_rows, make_job("logistic_regression"), tmp_path)
 
 
+def test_the_auc_of_an_export_is_said_to_be_of_the_sample(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = make_network("logistic_regression")
+    export_network(network, click_schema, click_rows, make_job("logistic_regression"), tmp_path)
+    (line,) = (each for each in capsys.readouterr().err.splitlines() if "parity " in each)
+    assert re.search(r"AUC 0\.\d+ and 0\.\d+ of 300 sampled rows$", line)
+
+
 def test_both_compilers_agree_on_the_rows(
     click_schema: fs.Schema, click_rows: pl.DataFrame
 ) -> None:
