@@ -102,7 +102,7 @@ class Misfit(Exception):  # noqa: N818  # never leaves the package: `at` makes i
 def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for a name that is not known, with the nearest one that is."""
     known = list(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known: {shorten(', '.join(known))}"
     return f"{where}: unknown {kind} {shorten(name)!r}{hint}"
 

@@ -124,7 +124,7 @@ def decode(request: Request, scorer: Scorer) -> tuple[InferRequest, Arrays]:
         column = signature.tensors.get(name)
         if column is None:
             where = f"$.inputs[{index}].name"
-            raise RequestError(unknown_name(where, "input", name, signature.tensors))
+            raise signature.unknown(where, "input", name, signature.tensors)
         if name in arrays:
             raise RequestError(f"$.inputs[{index}].name: input {name!r} is given twice")
         try:

@@ -16,7 +16,6 @@ from headwater.serving.errors import (
     TooLargeError,
     UnknownError,
     shorten,
-    unknown_name,
 )
 from headwater.serving.manifest import Input
 from headwater.serving.messages import RankRequest, RankResponse
@@ -75,9 +74,8 @@ def decode(message: RankRequest, scorer: Scorer) -> tuple[Arrays, int]:
 def _column(signature: Signature, name: str, where: str) -> Input:
     column = signature.inputs.get(name)
     if column is None:
-        raise RequestError(
-            unknown_name(f"{where}.{shorten(name, 60)}", "feature", name, signature.inputs)
-        )
+        path = f"{where}.{shorten(name, 60)}"
+        raise signature.unknown(path, "input", name, signature.inputs)
     return column
 
 
@@ -110,7 +108,7 @@ def _from_objects(objects: list[dict[str, Any]], signature: Signature) -> Arrays
 
 def _from_columns(columns: dict[str, msgspec.Raw], signature: Signature) -> tuple[Arrays, int]:
     if not columns:
-        raise RequestError("$.candidates: expected at least one feature, found none")
+        raise RequestError("$.candidates: expected at least one input, found none")
     arrays: Arrays = {}
     num_rows = first = None
     for name, raw in columns.items():

@@ -26,7 +26,7 @@ class Scorer:
 
     def __init__(self, session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.signature = Signature(manifest.inputs)
+        self.signature = Signature(manifest.inputs, manifest.features)
         self._session = session
         self._outputs = [manifest.outputs[0].name]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from headwater.feature_store.schema import INT64_MIN
-from headwater.serving.errors import Misfit, RequestError
-from headwater.serving.manifest import Input
+from headwater.serving.errors import Misfit, RequestError, shorten, unknown_name
+from headwater.serving.manifest import Feature, Input
 from headwater.serving.tensors import MISSING, NUMPY, Array, flat, missing, ragged
 
 Arrays = dict[str, Array]
@@ -24,14 +24,33 @@ _MISSING_INT = np.int64(INT64_MIN)
 class Signature:
     """The inputs of a release; `tensors` has one entry a tensor of the graph, lengths among them."""
 
-    def __init__(self, inputs: Iterable[Input]) -> None:
+    def __init__(self, inputs: Iterable[Input], features: Iterable[Feature] = ()) -> None:
         self.inputs = {column.name: column for column in inputs}
+        self._features = {feature.name: feature for feature in features}
         self.tensors: dict[str, Input] = {}
         for column in self.inputs.values():
             self.tensors[column.name] = column
             if column.is_list:
                 name = column.name + LENGTH
                 self.tensors[name] = Input(name=name, dtype="int64", role=column.role)
+
+    def unknown(self, where: str, kind: str, name: str, known: Iterable[str]) -> RequestError:
+        """Return the error for a name that is none of `known`; for a computed feature, what to send."""
+        sources = sorted(set(self._sources(name)), key=list(self.inputs).index)
+        if not sources:
+            return RequestError(unknown_name(where, kind, name, known))
+        shown = " and ".join(repr(source) for source in sources)
+        return RequestError(
+            f"{where}: {shorten(name)!r} is computed from {shown}; send {shown} instead"
+        )
+
+    def _sources(self, name: str) -> list[str]:
+        """Return the inputs that a feature is computed from, those of a crossed one through its parts."""
+        if name in self.inputs:
+            return [name]
+        feature = self._features.get(name)
+        parts = () if feature is None else feature.inputs
+        return [source for part in parts if part != name for source in self._sources(part)]
 
     def check(self, name: str, array: Array) -> None:
         """Raise `Misfit` unless `array` has the dtype and the shape of the tensor `name`."""
@@ -76,15 +95,22 @@ class Signature:
             elif is_context and array.shape[0] == 1:
                 array = np.repeat(array, rows, axis=0) if rows != 1 else array
             elif array.shape[0] != num_rows:
-                raise RequestError(
-                    f"input {name!r}: expected {num_rows} rows{' or 1' if is_context else ''}, "
-                    f"found {array.shape[0]}"
-                )
+                raise self._wrong_rows(name, arrays, num_rows)
             feeds[name] = array
         for column in self.inputs.values():
             if column.is_list:
                 self._check_list(column.name, feeds)
         return feeds
+
+    def _wrong_rows(self, name: str, arrays: Mapping[str, Array], num_rows: int) -> RequestError:
+        expected = f"{num_rows} row{'' if num_rows == 1 else 's'}"
+        if num_rows > 1 and self.tensors[name].role == "context":
+            expected += " or 1"
+        like = next((other for other, array in arrays.items() if len(array) == num_rows), None)
+        reason = "" if like is None else f" (as {like!r} has {num_rows})"
+        return RequestError(
+            f"input {name!r}: expected {expected}{reason}, found {len(arrays[name])}"
+        )
 
     def _absent(self, name: str, tensor: Input, arrays: Mapping[str, Array], rows: int) -> Array:
         if name in self.inputs:

@@ -34,6 +34,7 @@ EXPECTED: dict[Dtype, str] = {
     "double": "a number or null",
     "string": "a string or null",
 }
+_TIME_HINT = " (a datetime is milliseconds UTC since 1970)"
 _EXACT: dict[Dtype, frozenset[type]] = {
     "int64": frozenset({int, bool}),
     "double": frozenset({float, int, bool}),
@@ -73,7 +74,9 @@ def flat(values: Sequence[object], dtype: Dtype) -> Array:
                 np.array(_value(value, dtype), NUMPY[dtype])
             except (Misfit, OverflowError):
                 found = shorten(repr(value), 60)
-                raise Misfit(expected=EXPECTED[dtype], found=found, place=f"[{index}]") from None
+                raise Misfit(
+                    expected=_expected(value, dtype), found=found, place=f"[{index}]"
+                ) from None
         raise
 
 
@@ -82,7 +85,13 @@ def _value(value: object, dtype: Dtype) -> object:
         return MISSING[dtype]
     if isinstance(value, _KINDS[dtype]):
         return value
-    raise Misfit(expected=EXPECTED[dtype], found=shorten(repr(value), 60))
+    raise Misfit(expected=_expected(value, dtype), found=shorten(repr(value), 60))
+
+
+def _expected(value: object, dtype: Dtype) -> str:
+    """Return what is expected where `value` was found: a text that is no number may be meant as a time."""
+    may_be_time = dtype == "int64" and isinstance(value, str) and not value.lstrip("-").isdecimal()
+    return EXPECTED[dtype] + (_TIME_HINT if may_be_time else "")
 
 
 def ragged(rows: Sequence[object], dtype: Dtype) -> tuple[Array, Array]:

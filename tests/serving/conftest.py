@@ -26,6 +26,7 @@ from headwater.serving.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MODEL_NAME,
+    Feature,
     Golden,
     Input,
     Manifest,
@@ -44,6 +45,13 @@ INPUTS = (
     Input(name="tags", dtype="string", is_list=True),
 )
 """Every dtype, both roles, and a list of each kind."""
+
+FEATURES = (
+    Feature(name="parity", encoder="vocabulary", inputs=("item",), cardinality=4, length=1),
+    Feature(name="crossed", encoder="hash", inputs=("parity", "user"), cardinality=9, length=1),
+    Feature(name="user", encoder="vocabulary", inputs=("user",), cardinality=4, length=1),
+)
+"""Computed from an input, crossed from features, and named as its input."""
 
 COUNTRIES = ("de", "fr", "österreich")
 BRANDS = ("acme", "globex", "ünicode")
@@ -181,7 +189,7 @@ def _write_release(folder: Path, name: str, version: int, **changes: Any) -> Pat
         model_type="test",
         inputs=INPUTS,
         outputs=(Output(name="prob"),),
-        features=(),
+        features=FEATURES,
         schema_hash="0" * 64,
         calibration={},
         metrics={},

@@ -313,7 +313,7 @@ _BAD: dict[str, tuple[Any, str]] = {
                 {"name": "price", "datatype": "FP64", "shape": [3, 1], "data": [1, 2, 3]},
             ]
         },
-        "input 'price': expected 2 rows, found 3",
+        "input 'price': expected 2 rows (as 'item' has 2), found 3",
     ),
     "context rows disagree": (
         {
@@ -322,7 +322,20 @@ _BAD: dict[str, tuple[Any, str]] = {
                 {"name": "user", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]},
             ]
         },
-        "input 'user': expected 2 rows or 1, found 3",
+        "input 'user': expected 2 rows or 1 (as 'item' has 2), found 3",
+    ),
+    "rows of context for one candidate": (
+        {
+            "inputs": [
+                {"name": "user", "datatype": "INT64", "shape": [2, 1], "data": [1, 2]},
+                {"name": "item", "datatype": "INT64", "shape": [1, 1], "data": [1]},
+            ]
+        },
+        "input 'user': expected 1 row (as 'item' has 1), found 2",
+    ),
+    "a computed feature": (
+        _item(name="parity"),
+        "$.inputs[0].name: 'parity' is computed from 'item'; send 'item' instead",
     ),
     "length beyond the list": (
         {

@@ -95,22 +95,34 @@ _BAD: dict[str, tuple[Any, str]] = {
         {"candidates": [{}, 5]},
         "$.candidates[1]: Expected `object`, got `int`",
     ),
-    "no column": ({"candidates": {}}, "$.candidates: expected at least one feature, found none"),
+    "no column": ({"candidates": {}}, "$.candidates: expected at least one input, found none"),
     "column is a number": (
         {"candidates": {"item": 5}},
         "$.candidates.item: expected an array, found 5",
     ),
     "unknown feature in an object": (
         {"candidates": [{"item": 1}, {"itemm": 1}]},
-        "$.candidates[1].itemm: unknown feature 'itemm'; did you mean 'item'?",
+        "$.candidates[1].itemm: unknown input 'itemm'; did you mean 'item'?",
     ),
     "unknown feature in a column": (
         {"candidates": {"cuntry": ["de"]}},
-        "$.candidates.cuntry: unknown feature 'cuntry'; did you mean 'country'?",
+        "$.candidates.cuntry: unknown input 'cuntry'; did you mean 'country'?",
     ),
     "unknown feature in the context": (
         {"candidates": [{}], "context": {"zzz": 1}},
-        "$.context.zzz: unknown feature 'zzz'; known: user, country, recent, item, price, brand, tags",
+        "$.context.zzz: unknown input 'zzz'; known: user, country, recent, item, price, brand, tags",
+    ),
+    "a name that resembles none": (
+        {"candidates": [{}], "context": {"cost": 1}},
+        "$.context.cost: unknown input 'cost'; known: user, country, recent, item, price, brand, tags",
+    ),
+    "a computed feature": (
+        {"candidates": [{"item": 1}], "context": {"parity": 1}},
+        "$.context.parity: 'parity' is computed from 'item'; send 'item' instead",
+    ),
+    "a crossed feature": (
+        {"candidates": {"crossed": [1]}},
+        "$.candidates.crossed: 'crossed' is computed from 'user' and 'item'; send 'user' and 'item' instead",
     ),
     "feature on both sides": (
         {"candidates": [{"user": 1}], "context": {"user": 1}},
@@ -130,11 +142,26 @@ _BAD: dict[str, tuple[Any, str]] = {
     ),
     "wrong type in a list of the context": (
         {"candidates": [{}], "context": {"recent": [1, "a"]}},
-        "$.context.recent[1]: expected an integer of 64 bits or null, found 'a'",
+        ("$.context.recent[1]: expected an integer of 64 bits or null (a datetime is milliseconds UTC since "
+        "1970), found 'a'"),
     ),
     "wrong type in a list of an object": (
         {"candidates": [{}, {"tags": ["new", 1]}]},
         "$.candidates[1].tags[1]: expected a string or null, found 1",
+    ),
+    "a time as text": (
+        {"candidates": [{}], "context": {"user": "2026-03-01 10:20"}},
+        ("$.context.user: expected an integer of 64 bits or null (a datetime is milliseconds UTC since "
+        "1970), found '2026-03-01 10:20'"),
+    ),
+    "a time as text in a column": (
+        {"candidates": {"item": [None, "2026-03-01"]}},
+        ("$.candidates.item[1]: expected an integer of 64 bits or null (a datetime is milliseconds UTC "
+        "since 1970), found '2026-03-01'"),
+    ),
+    "a number as text": (
+        {"candidates": [{"item": "7"}]},
+        "$.candidates[0].item: expected an integer of 64 bits or null, found '7'",
     ),
     "no list for a list": (
         {"candidates": {"tags": ["new"]}},
