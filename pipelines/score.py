@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError, ReleaseError
-from headwater.feature_store.polars_compiler import data_errors, normalise
+from headwater.feature_store.normalise import POLARS_TYPES, normalise
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
-from headwater.pipelines.data.sources import Table, find_files
+from headwater.pipelines.data.sources import Chunk, Table, find_files
+from headwater.pipelines.data.staging import normal
+from headwater.pipelines.data.text_types import number
 from headwater.pipelines.output import sync, writing
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release
@@ -45,7 +47,7 @@ def score(
         Parquet, CSV or NDJSON: a path, glob or fsspec URL, with the release's raw columns.
     out
         Parquet or CSV file, by its suffix: all columns of `source`, and the score under its name in
-        the release (`prob`). It appears when it is complete.
+        the release (`prob`). From CSV to CSV every field keeps its text. It appears when it is complete.
     batch_rows
         Rows in memory at a time.
     """
@@ -61,9 +63,11 @@ def score(
         raise DataError(
             f"{table.path}: column {output!r} has the name of the score; rename the column."
         )
-    # Text stays as it is in the file, but for what the release reads as a number.
-    numbers = {column.name for column in raw if column.dtype != "string"}
-    types = table.infer(names, as_text=[name for name in names if name not in numbers])
+    # What is written has the types of the file, so a CSV's fields, which have none, stay text in a CSV.
+    # Only the copy that is scored takes the types of the release.
+    text_to_text = out.suffix == ".csv" and all(file.is_text for file in table.files)
+    texts = [column.name for column in raw if column.dtype == "string"]
+    types = table.infer(names, as_text=names if text_to_text else texts, exact=True)
     normalise(pl.LazyFrame(schema=types), raw)
     rows = 0
     with (
@@ -71,11 +75,10 @@ def score(
         _writing(out, types | {output: pl.Float32()}) as write,
     ):
         for chunk in table.chunks(names):
-            with data_errors(table.files[chunk.file].path):
-                normal = normalise(chunk.frame.lazy(), raw).collect()
-            for start in range(0, len(normal), batch_rows):
+            readable = _readable(chunk, raw, table.files[chunk.file].path)
+            for start in range(0, len(readable), batch_rows):
                 batch = slice(start, start + batch_rows)
-                scores = scorer.score(frame_to_arrays(normal[batch], inputs))
+                scores = scorer.score(frame_to_arrays(readable[batch], inputs))
                 write(chunk.frame[batch].with_columns(pl.Series(output, scores, pl.Float32)))
                 rows += len(scores)
                 bar.advance(len(scores))
@@ -85,6 +88,33 @@ def score(
         "rows_per_second": rows / (time.perf_counter() - start_s),
         "release": f"{scorer.manifest.name}/{scorer.manifest.version}",
     }
+
+
+def _readable(chunk: Chunk, raw: Sequence[RawColumn], path: str) -> pl.DataFrame:
+    """Return the inputs of a chunk in normal form; DataError with the row of a value that has none."""
+
+    def fail(row: int, column: str, message: str) -> None:
+        raise DataError(f"{path}, row {chunk.first_row + row}, column {column!r}: {message}")
+
+    frame = chunk.frame.select(column.name for column in raw)
+    for column in raw:
+        dtype, text = POLARS_TYPES[column.dtype], pl.col(column.name)
+        if frame.schema[column.name] != pl.String or isinstance(dtype, pl.String):
+            continue
+        assert isinstance(dtype, pl.Int64 | pl.Float64)
+        values = number(text, dtype)
+        is_nan = text.cast(pl.Float64, strict=False).is_nan().fill_null(value=False)
+        wrong = frame.select(values.is_null() & (text != "") & ~is_nan).to_series()
+        for row in wrong.arg_true().head(1):
+            time = " (a datetime: ISO 8601 or milliseconds, UTC)" if column.dtype == "int64" else ""
+            fail(
+                row,
+                column.name,
+                f"found {frame[column.name][row]!r}, expected {column.dtype}{time}. Correct the value, or "
+                f"leave it empty: a missing value is allowed.",
+            )
+        frame = frame.with_columns(values)
+    return normal(frame, {column.name: column for column in raw}, fail)
 
 
 def frame_to_arrays(frame: pl.DataFrame, inputs: Iterable[Input]) -> Arrays:

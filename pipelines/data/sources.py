@@ -113,21 +113,25 @@ class Table:
                     raise DataError(f"{file.path}: {missing_column(name, known)} {reason}")
 
     def infer(
-        self, columns: Sequence[str], *, as_text: Sequence[str] = ()
+        self, columns: Sequence[str], *, as_text: Sequence[str] = (), exact: bool = False
     ) -> dict[str, pl.DataType]:
         """Settle and return the types of `columns`: one pass over CSV and NDJSON, metadata of Parquet.
 
         Integers become Int64, floats Float64, categories String. `as_text` names CSV columns to be left as
-        they are. Raises DataError where two files disagree, and where there is no row at all.
+        they are; `exact` leaves a column of Parquet in the type that all files have it in, where they agree.
+        Raises DataError where two files disagree, and where there is no row at all.
         """
         types: dict[str, pl.DataType] = {name: pl.Null() for name in columns}
         origin: dict[str, str] = {}
         profile = TextProfile(name for name in columns if name not in as_text)
         untyped = [file for file in self.files if file.format != "parquet"]
         num_rows = 0
+        own: dict[str, list[pl.DataType]] = {name: [] for name in columns}
         for file in self.files:
             if file.format == "parquet":
                 native = read_types(file)
+                for name in columns:
+                    own[name].append(native[name])
                 _unify(types, {name: native[name] for name in columns}, file, origin)
                 continue
             for frame in read_chunks(file, columns):
@@ -142,6 +146,8 @@ class Table:
         if text is not None:
             found = profile.types() | {name: pl.String() for name in columns if name in as_text}
             _unify(types, found, text, origin)
+        if exact and not untyped:
+            types |= {name: found[0] for name, found in own.items() if len(set(found)) == 1}
         self._types.update(types)
         return types
 

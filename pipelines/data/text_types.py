@@ -69,6 +69,21 @@ def parse(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return text.cast(dtype, strict=False)
 
 
+def number(text: pl.Expr, dtype: pl.Int64 | pl.Float64) -> pl.Expr:
+    """Return the number that each text says by itself; null where it says none of type `dtype`.
+
+    A time is milliseconds since 1970, true and false are 1 and 0: what a column gives whose type all
+    its values agree on.
+    """
+    found = [text.cast(pl.Float64, strict=False)]
+    if isinstance(dtype, pl.Int64):
+        whole = found[0].cast(pl.Int64, strict=False)
+        exact = pl.when(whole.cast(pl.Float64) == found[0]).then(whole)
+        found = [text.cast(pl.Int64, strict=False), exact]
+    time = pl.when(text.str.contains(_ISO)).then(_time(text)).dt.timestamp("ms")
+    return pl.coalesce(*found, parse(text, pl.Boolean()).cast(dtype), time.cast(dtype))
+
+
 def _is_integer(text: pl.Expr) -> pl.Expr:
     return text.str.contains(_INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
 

@@ -139,6 +139,93 @@ def test_text_that_looks_like_a_number_stays_text(
     )
 
 
+TIMES = ["2026-03-15T18:30:00", "2026-03-15 18:30", "1773599400000", "", "2026-03-15T18:30:00.5Z"]
+TIMES_MS = [1773599400000, 1773599400000, 1773599400000, None, 1773599400500]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+@pytest.mark.parametrize("out", ["out.csv", "out.parquet"])
+def test_times_may_be_text_or_milliseconds_in_any_mixture(
+    suffix: str, out: str, scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows.select(SCALARS).head(5)
+    source = tmp_path / f"rows.{suffix}"
+    text = rows.with_columns(ts=pl.Series(TIMES))
+    text.write_csv(source) if suffix == "csv" else text.write_ndjson(source)
+    score(scalar_release, str(source), tmp_path / out)
+    read = pl.read_csv if out.endswith("csv") else pl.read_parquet
+    expected = graph_scores(scalar_release, rows.with_columns(ts=pl.Series(TIMES_MS)))
+    np.testing.assert_allclose(read(tmp_path / out)["prob"], expected, atol=1e-7, rtol=0)
+
+
+def test_csv_to_csv_keeps_every_field_as_it_is_written(
+    scalar_release: Path, tmp_path: Path
+) -> None:
+    lines = [
+        "user,city,price,ts,clicked,amount,at",
+        "7,Paris,49,2026-03-15T18:30:00,1,007.50,2026-03-15",
+        '8,"a, b",1e1,2026-03-15 18:30,0,1.0,2026-03-15T18:30Z',
+        "9.0,,,1773599400000,true,,",
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    score(scalar_release, str(tmp_path / "rows.csv"), tmp_path / "out.csv")
+    found = (tmp_path / "out.csv").read_text().splitlines()
+    assert [line.rpartition(",")[0] for line in found] == lines
+    assert found[0].endswith(",prob")
+
+
+def test_csv_to_parquet_gives_columns_their_types(scalar_release: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "user,city,price,ts,clicked,amount,at,code\n"
+        "7,75,49,2026-03-15T18:30:00,1,0.5,2026-03-15,007\n"
+        "8,,,2026-03-15T18:30:00,0,,2026-03-16,9\n"
+    )
+    score(scalar_release, str(tmp_path / "rows.csv"), tmp_path / "out.parquet")
+    assert dict(pl.read_parquet(tmp_path / "out.parquet").schema) == {
+        "user": pl.Int64,
+        "city": pl.String,
+        "price": pl.Int64,
+        "ts": pl.Datetime("us"),
+        "clicked": pl.Int64,
+        "amount": pl.Float64,
+        "at": pl.Datetime("us"),
+        "code": pl.String,
+        "prob": pl.Float32,
+    }
+
+
+def test_parquet_keeps_types_and_values(
+    scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows.select(SCALARS).head(2)
+    rows = rows.with_columns(
+        pl.col("price").cast(pl.Float32),
+        count=pl.Series([1, 2], dtype=pl.UInt8),
+        money=pl.Series(["0.10", "12345678901234567.89"]).cast(pl.Decimal(20, 2)),
+        at=pl.Series([1, 2]).cast(pl.Datetime("ns", "UTC")),
+        kind=pl.Series(["a", "b"], dtype=pl.Categorical),
+        pair=pl.Series([{"a": 1}, {"a": 2}]),
+        vector=pl.Series([[1.0, 2.0], [3.0, 4.0]], dtype=pl.Array(pl.Float32, 2)),
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    score(scalar_release, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")
+    found = pl.read_parquet(tmp_path / "out.parquet").drop("prob")
+    assert found.schema == rows.schema
+    assert found.equals(rows)
+
+
+def test_parquet_files_that_disagree_are_widened(
+    scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    for name, dtype in {"a": pl.UInt8, "b": pl.Int16}.items():
+        rows = click_rows.select(SCALARS).head(1).with_columns(count=pl.lit(7, dtype=dtype))
+        rows.write_parquet(tmp_path / f"{name}.parquet")
+    score(scalar_release, str(tmp_path / "*.parquet"), tmp_path / "out.parquet")
+    count = pl.read_parquet(tmp_path / "out.parquet")["count"]
+    assert count.dtype == pl.Int64
+    assert count.to_list() == [7, 7]
+
+
 def test_a_model_folder_means_its_highest_version(
     release: Path, click_rows: pl.DataFrame, tmp_path: Path
 ) -> None:
@@ -152,6 +239,47 @@ def test_a_model_folder_means_its_highest_version(
         score(model, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")
     shutil.rmtree(model / "10")
     assert score(model, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet")["rows"] == 300
+
+
+BAD = {
+    "a code": ("user", "b73", r"'b73', expected int64 \(a datetime: ISO 8601 or milliseconds, UTC\)"),
+    "no time": ("ts", "yesterday", r"'yesterday', expected int64 \(a datetime"),
+    "a fraction": ("user", "7.5", r"'?7\.5'?, expected int64"),
+    "beyond 64 bits": ("user", "9223372036854775808", "'9223372036854775808', expected int64"),
+    "no number": ("price", "cheap", r"'cheap', expected double\. Correct the value, or leave it empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+@pytest.mark.parametrize("out", ["out.csv", "out.parquet"])
+@pytest.mark.parametrize(("column", "value", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_text_is_named_with_its_row(
+    column: str,
+    value: str,
+    message: str,
+    suffix: str,
+    out: str,
+    scalar_release: Path,
+    click_rows: pl.DataFrame,
+    tmp_path: Path,
+) -> None:
+    good = {"user": "7", "price": "1.5", "ts": "2026-03-15T18:30:00"}[column]
+    values = [None, good, value, value, good]
+    rows = click_rows.select(SCALARS).head(5).with_columns(pl.Series(column, values))
+    source = tmp_path / f"rows.{suffix}"
+    rows.write_csv(source) if suffix == "csv" else rows.write_ndjson(source)
+    with pytest.raises(
+        DataError, match=f"rows.{suffix}, row 3, column '{column}': found {message}"
+    ):
+        score(scalar_release, str(source), tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_a_fraction_for_an_integer_is_named_with_its_row(
+    scalar_release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    rows = click_rows.select(SCALARS).head(3).with_columns(user=pl.Series([1.0, 2.0, 3.5]))
+    refused(scalar_release, rows, tmp_path, r"row 3, column 'user': found 3\.5, expected int64\.")
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
