@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,16 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def released(variant: str, made: Callable[[str], Any]) -> Any:
-    return made(variant)
+def all_made(made: Callable[[str], Any]) -> Iterator[dict[str, Future[Any]]]:
+    """Make the first variant, and begin to make the others beside the tests."""
+    made(VARIANTS[0])
+    with ThreadPoolExecutor(2) as pool:
+        yield {variant: pool.submit(made, variant) for variant in VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def released(variant: str, all_made: dict[str, Future[Any]]) -> Any:
+    return all_made[variant].result()
 
 
 @pytest.fixture(scope="module")
