@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
+
+if TYPE_CHECKING:
+    from headwater.models.base import CTRModel, ModelConfig
 
 
 class Join(Config):
@@ -311,6 +314,21 @@ def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
         raise JobError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
+def read_model(name: str, settings: Mapping[str, Any]) -> tuple[type[CTRModel], ModelConfig]:
+    """Return the class that `model.type` names and its settings, with defaults.
+
+    JobError has a line for each problem. It imports torch, which a sound job can do without.
+    """
+    from headwater.models.registry import load_model
+
+    model_class: type[CTRModel] = load_model(name)
+    config = model_class.config_class
+    try:
+        return model_class, config.model_validate(dict(settings))
+    except ValidationError as error:
+        raise JobError("\n".join(explain(error, config, settings, "model"))) from None
+
+
 def dump_job(job: Job) -> str:
     """Return the resolved job as TOML: every value, defaults too, without absent ones."""
     return tomli_w.dumps(job.model_dump(mode="json", exclude_none=True))
@@ -349,19 +367,11 @@ def _model_problems(section: object) -> Iterator[str]:
     """Yield what the model's own class refuses, so that a wrong job is told whole."""
     if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
         return
-    # Late: it imports torch, which a job that is sound so far can do without.
-    from headwater.models.registry import load_model
-
     settings = {key: value for key, value in section.items() if key != "type"}
     try:
-        config: type[BaseModel] = load_model(section["type"]).config_class
+        read_model(section["type"], settings)
     except JobError as error:
-        yield str(error)
-        return
-    try:
-        config.model_validate(settings)
-    except ValidationError as error:
-        yield from explain(error, config, settings, "model")
+        yield from str(error).splitlines()
 
 
 def _path(loc: Sequence[int | str], values: object, kind: str) -> str:

@@ -123,19 +123,12 @@ def require_sound(job: Job, source: object = "job") -> None:
 
 def _check_model(job: Job, result: Validation) -> None:
     """Check the model's settings, and that it asks for features that there are."""
-    from pydantic import ValidationError
+    from headwater.pipelines.job import read_model
 
-    from headwater.models.registry import load_model
-    from headwater.pipelines.job import explain
-
-    model_class = result.attempt(lambda: load_model(job.model.type))
-    if model_class is None:
-        return
     try:
-        config = model_class.config_class.model_validate(job.model.settings())
-    except ValidationError as error:
-        settings = job.model.settings()
-        result.problems += explain(error, model_class.config_class, settings, "model")
+        model_class, config = read_model(job.model.type, job.model.settings())
+    except JobError as error:
+        result.problems += str(error).splitlines()
         return
     result.model = {"type": job.model.type, **config.model_dump(mode="json")}
     # fbgemm's rule; asking it would take seconds, for TorchRec to be imported.

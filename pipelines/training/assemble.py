@@ -12,17 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from headwater.feature_store.errors import JobError, RunError
 from headwater.feature_store.schema import Schema
-from headwater.models.base import CTRModel, ModelConfig
 from headwater.models.network import build_network
-from headwater.models.registry import load_model
 from headwater.models.sharding import Placement, place
-from headwater.pipelines.job import Job, ModelSection, explain
+from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.runs import Run
 from headwater.pipelines.training.checkpoint import Checkpoints
 
@@ -102,14 +99,14 @@ def check_precision(job: Job, device: torch.device) -> None:
 
 def resolve(job: Job) -> Job:
     """Return the job with every setting of its model; JobError for a wrong `[model]` setting."""
-    _, config = _model(job)
+    _, config = read_model(job.model.type, job.model.settings())
     section = {"type": job.model.type, **config.model_dump(mode="json")}
     return job.model_copy(update={"model": ModelSection.model_validate(section)})
 
 
 def assemble(job: Job, schema: Schema, device: torch.device) -> Placement:
     """Return the untrained network of a job on `device`; JobError for a wrong `[model]` setting."""
-    model_class, config = _model(job)
+    model_class, config = read_model(job.model.type, job.model.settings())
     train = job.train
     mode = train.sparse.mode
     network = build_network(schema, model_class, config, mode, train.seed)
@@ -236,14 +233,3 @@ def _shards(saved: Any, live: Any) -> Any:
         values = saved[_place(shard.metadata)]
         shard.tensor.detach().copy_(values.view_as(shard.tensor))
     return live
-
-
-def _model(job: Job) -> tuple[type[CTRModel], ModelConfig]:
-    """Return the class of a job's model and its settings."""
-    model_class: type[CTRModel] = load_model(job.model.type)
-    try:
-        config = model_class.config_class.model_validate(job.model.settings())
-    except ValidationError as error:
-        lines = explain(error, model_class.config_class)
-        raise JobError("\n".join(f"model.{line}" for line in lines)) from None
-    return model_class, config
