@@ -59,7 +59,6 @@ class Reader:
         buffer_rows: int = 1_000_000,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
     ) -> None:
         assert batch_size > 0, f"batch_size {batch_size}"
         assert buffer_rows > 0, f"buffer_rows {buffer_rows}"
@@ -71,12 +70,10 @@ class Reader:
         self._buffer_rows = buffer_rows
         self._rank = rank
         self._world_size = world_size
-        self._drop_last = drop_last
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, the same on every rank."""
-        whole, rest = divmod(len(self.shards), self.batch_size)
-        return whole + (rest > 0 and not self._drop_last)
+        return -(-len(self.shards) // self.batch_size)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[NumpyBatch]:
         """Yield this rank's batches of an epoch from `start_batch` on; what lies before is not read."""

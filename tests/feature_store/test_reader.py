@@ -139,12 +139,6 @@ def test_a_buffer_mixes_rows_of_the_whole_data(shards: ShardSet) -> None:
         assert abs(np.corrcoef(batch.codes[:, 0], np.arange(len(batch)))[0, 1]) < 0.2
 
 
-def test_a_last_batch_that_is_not_full_can_be_left_out(shards: ShardSet) -> None:
-    reader = Reader(shards, 512, seed=1, shuffle=True, drop_last=True)
-    sizes = [len(batch) for batch in reader.epoch(0)]
-    assert sizes == [512] * 9 == [512] * len(reader)
-
-
 def test_batches_are_the_callers_own(shards: ShardSet) -> None:
     for shuffle in (True, False):
         reader = Reader(shards, 100, seed=1, shuffle=shuffle)
