@@ -111,7 +111,7 @@ class Reader:
         start = within * block_rows
         length = np.minimum(block_rows, shard_rows[shard] - start)
         if self._shuffle:
-            order = np.random.default_rng([self._seed, number]).permutation(len(shard))
+            order = np.random.default_rng([self._seed, number, 0]).permutation(len(shard))
             shard, start, length = shard[order], start[order], length[order]
         begin = np.cumsum(length) - length
         first_block = np.flatnonzero(np.diff(begin // self._buffer_rows, prepend=-1))
@@ -147,7 +147,9 @@ class Reader:
             begin += count
         if not self._shuffle:
             return rows, None
-        return rows, np.random.default_rng([self._seed, number, buffer]).permutation(num_rows)
+        # From 1: 0 is the order of the blocks, and NumPy ignores zeros at the end of a seed.
+        generator = np.random.default_rng([self._seed, number, 1 + buffer])
+        return rows, generator.permutation(num_rows)
 
 
 def _gather(rows: Arrays, order: NDArray[np.int64] | None, begin: int, end: int) -> Arrays:

@@ -139,6 +139,24 @@ def test_a_buffer_mixes_rows_of_the_whole_data(shards: ShardSet) -> None:
         assert abs(np.corrcoef(batch.codes[:, 0], np.arange(len(batch)))[0, 1]) < 0.2
 
 
+def test_blocks_and_every_buffer_are_permuted_by_streams_of_their_own(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = np.random.default_rng
+    streams: list[int] = []
+
+    def recorded(seed: list[int]) -> np.random.Generator:
+        streams.append(make(seed).bit_generator.state["state"]["state"])
+        return make(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", recorded)
+    reader = Reader(shards, 500, seed=1, shuffle=True, buffer_rows=1000)
+    for epoch in range(3):
+        assert sorted(rows_of(list(reader.epoch(epoch)))) == list(range(5000))
+    assert len(streams) > 3 * 4
+    assert len(set(streams)) == len(streams)
+
+
 def test_batches_are_the_callers_own(shards: ShardSet) -> None:
     for shuffle in (True, False):
         reader = Reader(shards, 100, seed=1, shuffle=shuffle)
