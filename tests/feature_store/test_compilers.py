@@ -18,12 +18,13 @@ import numpy.typing as npt
 import onnxruntime
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from headwater.feature_store import encoders as enc
 from headwater.feature_store import onnx_compiler
 from headwater.feature_store import schema as fs
+from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.fit import fit
 from headwater.feature_store.normalise import POLARS_TYPES
 from headwater.feature_store.onnx_compiler import encoders_graph
@@ -59,7 +60,9 @@ SPECIALS: dict[fs.Dtype, list[Any]] = {
     "string": [None, *STRINGS],
 }
 
-many_examples = settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+many_examples = settings(
+    max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 numbers = st.sampled_from(["int64", "double"])
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -359,8 +362,6 @@ class TestEncoders:
         self, kind: str, dtype: fs.Dtype, settings_: dict[str, Any], data: st.DataObject
     ) -> None:
         train = data.draw(batch(dtype))
-        if kind == "standardized":
-            train = [value for value in train if value is None or not abs(value) > 1e150]
         cls = enc.ENCODERS[kind]
         encoders = [cls.model_validate({"name": "x", **settings_})]
         raw = {"x": fs.RawColumn(name="x", dtype=dtype)}
@@ -368,7 +369,12 @@ class TestEncoders:
             of_list = {"name": "l", "length": data.draw(st.integers(1, 3)), **settings_}
             encoders.append(cls.model_validate(of_list))
             raw["l"] = fs.RawColumn(name="l", dtype=dtype, is_list=True)
-        schema = fit(encoders, fragments_of({"x": train, "l": in_lists(train)}, dtype), raw)
+        try:
+            schema = fit(encoders, fragments_of({"x": train, "l": in_lists(train)}, dtype), raw)
+        except FeatureError:
+            # Refused: the spread of the training values is beyond what float64 can scale.
+            assert kind == "standardized"
+            reject()
         edges = [
             e for c in schema.columns for s in c.steps if isinstance(s, fs.Edges) for e in s.values
         ]

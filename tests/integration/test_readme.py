@@ -188,7 +188,7 @@ def test_make_demo_runs_the_demo(tmp_path: Path) -> None:
     # A dry run with a folder of its own, since the lines that look for what is installed run even so.
     (tmp_path / "venv").mkdir()
     shown = subprocess.run(
-        ["make", "--dry-run", "demo", f"VENV={tmp_path / 'venv'}"],
+        ["make", "--dry-run", "--no-print-directory", "demo", f"VENV={tmp_path / 'venv'}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

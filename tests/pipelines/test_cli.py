@@ -108,7 +108,7 @@ def test_absent_package_names_the_extra(
 @pytest.mark.parametrize(
     ("module", "remedies"),
     [
-        ("simdjson", ["headwater[serve]"]),
+        ("simdjson", ["headwater[train]", "headwater[serve]"]),
         ("prometheus_client", ["headwater[serve]"]),
         ("onnxruntime", ["headwater[train]", "headwater[serve]"]),
         ("sklearn", []),
