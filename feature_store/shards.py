@@ -237,9 +237,15 @@ class ShardSet:
         return self._arrays[index]
 
     def release(self, index: int) -> None:
-        """Give the memory of a shard's mapped pages back; its arrays stay valid and are read again."""
-        if index in self._maps and hasattr(mmap, "MADV_DONTNEED"):
-            self._maps[index].madvise(mmap.MADV_DONTNEED)
+        """Forget a shard's arrays and give the memory of its mapped pages back; `arrays` maps it anew.
+
+        Arrays handed out stay valid and read their pages again. The map, and the file descriptor that it
+        holds, go with the last of them.
+        """
+        mapped = self._maps.pop(index, None)
+        self._arrays.pop(index, None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def _view(self, path: Path, mapped: mmap.mmap, num_rows: int) -> Arrays:
         manifest = self.manifest

@@ -94,6 +94,26 @@ def test_views_of_a_mapped_shard_survive_a_release(tmp_path: Path) -> None:
     np.testing.assert_array_equal(view, rows.codes)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files from /proc")
+def test_a_released_shard_holds_no_file_open_and_is_mapped_again(tmp_path: Path) -> None:
+    schema = schema_of(1)
+    rows = arrays_of(50, schema)
+    with ShardWriter(tmp_path, schema, shard_rows=1) as writer:
+        writer.write(rows)
+    shards = ShardSet.open(tmp_path, schema)
+
+    def open_files() -> int:
+        targets = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(tmp_path in target.parents for target in targets)
+
+    for _ in range(2):
+        for index in range(50):
+            np.testing.assert_array_equal(shards.arrays(index).codes, rows.codes[[index]])
+            assert open_files() == 1
+            shards.release(index)
+            assert open_files() == 0
+
+
 def test_no_rows_are_a_set_without_shards(tmp_path: Path) -> None:
     schema = schema_of(1)
     with ShardWriter(tmp_path, schema):
