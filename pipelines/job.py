@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
@@ -21,6 +28,45 @@ from headwater.feature_store.errors import JobError
 
 if TYPE_CHECKING:
     from headwater.models.base import CTRModel, ModelConfig
+
+
+def _no_draft(name: str) -> str:
+    """Refuse the ending that the service takes for a folder that is still being written."""
+    if name.endswith(".tmp"):
+        raise ValueError("a name that ends in `.tmp` is never served; choose another")
+    return name
+
+
+FolderName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_no_draft)
+]
+"""A name that is one folder wherever it is put, and that the service does not pass over."""
+
+
+def _no_draft(name: str) -> str:
+    """Refuse the ending that the service takes for a folder that is still being written."""
+    if name.endswith(".tmp"):
+        raise ValueError("a name that ends in `.tmp` is never served; choose another")
+    return name
+
+
+FolderName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_no_draft)
+]
+"""A name that is one folder wherever it is put, and that the service does not pass over."""
+
+
+def _no_draft(name: str) -> str:
+    """Refuse the ending that the service takes for a folder that is still being written."""
+    if name.endswith(".tmp"):
+        raise ValueError("a name that ends in `.tmp` is never served; choose another")
+    return name
+
+
+FolderName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_no_draft)
+]
+"""A name that is one folder wherever it is put, and that the service does not pass over."""
 
 
 class Join(Config):
@@ -257,8 +303,8 @@ class Train(Config):
 class Export(Config):
     """The release."""
 
-    name: str | None = None
-    """Name of the model in the service; the job's name when absent."""
+    name: FolderName | None = None
+    """Name of the model in the service and of its folder; the job's name when absent."""
     opset: int = Field(default=18, ge=18, le=22)
     """ONNX operator set."""
     context: list[str] = []
@@ -272,7 +318,7 @@ class Export(Config):
 class Job(Config):
     """A declared job: one file, from raw logs to a release."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: FolderName
     """Name of the job; folders of runs, prepared data and releases carry it."""
     data: Data
     """Where the rows are."""

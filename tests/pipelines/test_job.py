@@ -65,14 +65,14 @@ def test_set_reads_toml_values_and_falls_back_to_text(job_path: Path) -> None:
             "train.dense.lr=1e-4",
             'export.context=["user"]',
             "train.device=cuda:1",
-            "export.name = click model",
+            "export.name = click-model",
             "model.hidden=[64, 32]",
         ],
     )
     assert (job.train.seed, job.train.compile, job.train.dense.lr) == (7, True, 1e-4)
     assert job.export.context == ["user"]
     assert job.train.device == "cuda:1"
-    assert job.export.name == "click model"
+    assert job.export.name == "click-model"
     assert job.model.settings()["hidden"] == [64, 32]
 
 
@@ -222,10 +222,12 @@ def test_file_that_is_absent_or_not_text_is_refused(tmp_path: Path) -> None:
         load_job(tmp_path / "bytes.toml")
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x.tmp"])
 def test_name_that_is_not_a_folder_name_is_refused(name: str) -> None:
-    with pytest.raises(JobError, match="name"):
+    with pytest.raises(JobError, match="job: name: "):
         parse_job(tomllib.loads(TEXT) | {"name": name})
+    with pytest.raises(JobError, match=r"job: export\.name: "):
+        parse_job(tomllib.loads(TEXT) | {"export": {"name": name}})
 
 
 def test_dump_holds_every_default_and_loads_to_an_equal_job(job_path: Path) -> None:
