@@ -73,7 +73,8 @@ class Reader:
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, the same on every rank."""
-        return -(-len(self.shards) // self.batch_size)
+        whole, rest = divmod(len(self.shards), self.batch_size)
+        return whole + (rest > 0)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[NumpyBatch]:
         """Yield this rank's batches of an epoch from `start_batch` on; what lies before is not read."""
