@@ -92,8 +92,8 @@ class Placement:
         return torch.stack(terms).sum()
 
     def lr_scale(self, factor: float, floor: float) -> None:
-        """Multiply both learning rates by `factor`, but not below `floor`."""
-        self._set_lr({kind: max(lr * factor, floor) for kind, lr in self.lr.items()})
+        """Multiply both learning rates by `factor`, but not below `floor`; one below it stays."""
+        self._set_lr({kind: max(lr * factor, min(floor, lr)) for kind, lr in self.lr.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser state and learning rates: nested dicts of live tensors.

@@ -175,6 +175,8 @@ def test_learning_rates_fall_together_down_to_the_floor(
     train_step(placement, batch)
     placement.lr_scale(0.1, 1e-3)
     assert placement.lr == pytest.approx({"sparse": 0.01, "dense": 1e-3})
+    placement.lr_scale(0.1, 5e-3)
+    assert placement.lr == pytest.approx({"sparse": 5e-3, "dense": 1e-3}), "a drop raised a rate"
     placement.lr_scale(0.0, 0.0)
     before = {key: value.clone() for key, value in placement.state_dict()["model"].items()}
     train_step(placement, batch)
