@@ -88,6 +88,7 @@ class Table:
         self.files = tuple(files)
         self._names: dict[int, list[str]] = {}
         self._types: dict[str, pl.DataType] = {}
+        self._text_types: dict[str, pl.DataType] = {}
 
     @property
     def path(self) -> str:
@@ -146,6 +147,7 @@ class Table:
         if text is not None:
             found = profile.types() | {name: pl.String() for name in columns if name in as_text}
             _unify(types, found, text, origin)
+            self._text_types.update(found)
         if exact and not untyped:
             types |= {name: found[0] for name, found in own.items() if len(set(found)) == 1}
         self._types.update(types)
@@ -176,7 +178,9 @@ class Table:
         if name not in frame.columns:
             return pl.lit(None, dtype=wanted).alias(name)
         if file.is_text and wanted != pl.String:
-            return parse(pl.col(name), wanted)
+            own = self._text_types[name]
+            # As its own type first: 'true' is no integer, but true is 1.
+            return parse(pl.col(name), wanted if own == pl.Null else own).cast(wanted)
         return pl.col(name).cast(wanted)
 
     def _file_names(self, index: int) -> list[str]:

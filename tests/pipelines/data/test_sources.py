@@ -177,6 +177,16 @@ def test_files_with_numbers_of_two_kinds_agree_on_the_wider(tmp_path: Path) -> N
     assert read([str(tmp_path / "*.parquet"), c])["x"].to_list() == [1.0, 0.5, 7.0]
 
 
+@pytest.mark.parametrize("other", [[7, 8], [0.5, 2.0]])
+def test_bools_of_a_csv_are_numbers_beside_numbers_of_parquet(
+    tmp_path: Path, other: list[float]
+) -> None:
+    pl.DataFrame({"x": other}).write_parquet(tmp_path / "a.parquet")
+    b = write(tmp_path / "b.csv", 'x\ntrue\nFalse\n""\n')
+    frame = read([str(tmp_path / "a.parquet"), b])
+    assert frame["x"].to_list() == [*other, 1, 0, None]
+
+
 def test_equal_content_has_an_equal_fingerprint_until_it_changes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "x\n1\n")
     first = fingerprint(find_files(path)[0])
