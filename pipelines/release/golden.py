@@ -10,7 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from headwater.feature_store.schema import RawColumn, Schema
+from headwater.feature_store.schema import INT64_MIN, RawColumn, Schema
+
+INT64_MAX = 2**63 - 1
 
 
 def golden_rows(
@@ -67,6 +69,9 @@ def _unseen(column: RawColumn, values: pl.Series) -> Any:
         return "unseen \u00e9\u4e2d " + str(values.max() or "")
     top = values.max()
     # Not by far: a number that is no key may be scaled.
+    if top == INT64_MAX and column.dtype == "int64":
+        seen = set(values)
+        return next(value for value in range(INT64_MAX, INT64_MIN, -1) if value not in seen)
     return (top if isinstance(top, int | float) else 0) + 1
 
 

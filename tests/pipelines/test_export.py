@@ -114,6 +114,18 @@ def test_golden_rows_hold_no_infinity(click_schema: fs.Schema, click_rows: pl.Da
     assert not pl.concat([real, made])["price"].is_infinite().any()
 
 
+def test_golden_rows_hold_an_unseen_id_where_the_largest_is_taken(
+    click_schema: fs.Schema, click_rows: pl.DataFrame
+) -> None:
+    rows = click_rows.with_columns(
+        user=pl.when(pl.int_range(pl.len()) < 2)
+        .then(2**63 - 1 - pl.int_range(pl.len()))
+        .otherwise("user")
+    )
+    _, made = golden_rows(click_schema, rows, 16)
+    assert 2**63 - 3 in made["user"].to_list()
+
+
 @pytest.fixture
 def release(
     tmp_path: Path,
