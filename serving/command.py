@@ -1,11 +1,10 @@
 """`headwater serve`: one process, one event loop, and as many runner threads as cores.
 
-granian runs embedded in this process's event loop. Its multi-process server with one worker was the
-alternative: the same CPU a request (0.1 ms for an echo of 20 kB, either way), but a second interpreter of
-30 MB that only waits, and a worker that takes the signal for itself, so that nothing of ours could run
-before, between and after the drain. Tried with the embedded one: SIGTERM closes the listening socket
-and idle connections at once, and `serve()` returns when the last open request is answered. Scale beyond one
-process with replicas: a process holds every model once, however many cores it uses.
+granian runs embedded in this process's event loop, so that SIGTERM is ours to handle: readiness goes before the
+drain, and registry and runners end after it. Its `stop()` closes the listening socket and idle connections at
+once, and its `serve()` returns when the last open request is answered. A multi-process server with one worker
+costs the same CPU a request, 30 MB for a parent that only waits, and keeps the signal to itself. Scale
+beyond one process with replicas: a process holds every model once, however many cores it uses.
 """
 
 from __future__ import annotations
@@ -163,8 +162,8 @@ def _exit() -> NoReturn:
     """End the process with status 0, whatever threads are left.
 
     granian's own threads go on for a moment after the last answer (for a client that does not read
-    it, longer). One that calls into an interpreter that is being taken down aborts the process: seen as
-    status -6 after a complete drain.
+    it, longer). One that calls into an interpreter that is being taken down aborts the process (SIGABRT),
+    though the drain was complete.
     """
     sys.stdout.flush()
     sys.stderr.flush()
