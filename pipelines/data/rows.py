@@ -133,7 +133,10 @@ def _side(
     """Return a side table in memory, its keys checked against the rows so far."""
     keys = [join.on] if isinstance(join.on, str) else list(join.on)
     side.infer([*keys, *columns], as_text=as_text)
-    frame = side.read([*keys, *columns]).drop_nulls(keys)
+    frame = side.read([*keys, *columns])
+    frame = frame.with_columns(
+        pl.col(key).fill_nan(None) for key in keys if frame.schema[key].is_float()
+    ).drop_nulls(keys)
     for key in keys:
         frame = frame.with_columns(
             _as_type(frame.get_column(key), main.schema[key], side.path, main_path)
@@ -149,15 +152,22 @@ def _side(
 
 
 def _as_type(keys: pl.Series, wanted: pl.DataType, path: str, main_path: str) -> pl.Series:
-    """Return join keys in the type that the rows have them in, as text `17` for the integer 17."""
-    try:
-        return keys.cast(wanted)
-    except pl.exceptions.InvalidOperationError:
-        refused = keys.filter(keys.cast(wanted, strict=False).is_null())
+    """Return join keys, none of them null, in the type that the rows have them in.
+
+    The integer 17 and the number 17.0 are the text `17`; a number with a fraction is refused for both.
+    """
+    if keys.dtype.is_float() and not wanted.is_float():
+        whole = keys.cast(pl.Int64, strict=False)
+        exact = whole.cast(keys.dtype) == keys
+        read = whole.set(~exact.fill_null(value=False), None).cast(wanted, strict=False)
+    else:
+        read = keys.cast(wanted, strict=False)
+    for value in keys.filter(read.is_null()).head(1):
         raise DataError(
             f"{path}: join key {keys.name!r} is {keys.dtype}, but {wanted} in {main_path}, and "
-            f"{refused[0]!r} cannot be read so. Write both files with one type."
-        ) from None
+            f"{value!r} cannot be read so. Write both files with one type."
+        )
+    return read
 
 
 def _join(frame: pl.DataFrame, side: _Side) -> pl.DataFrame:

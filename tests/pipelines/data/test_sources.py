@@ -419,6 +419,31 @@ def test_join_keys_written_as_text_meet_the_same_keys_as_integers(
     assert ages[2] == 44
 
 
+@pytest.mark.parametrize("user", [[1, 2], ["1", "2"]])
+def test_whole_join_keys_written_as_floats_meet_integers_and_text(
+    tmp_path: Path, user: list[int] | list[str]
+) -> None:
+    main, side = str(tmp_path / "main.parquet"), str(tmp_path / "users.parquet")
+    pl.DataFrame({"user": user}).write_parquet(main)
+    keys = [1.0, 2.0, float("nan"), float("nan")]
+    pl.DataFrame({"user": keys, "age": [33, 44, 55, 66]}).write_parquet(side)
+    data = {"source": main, "join": [{"path": side, "on": "user"}]}
+    assert rows(data, "user", "age")["age"].to_list() == [33, 44]
+
+
+@pytest.mark.parametrize("user", [[1, 2], ["1", "2"]])
+@pytest.mark.parametrize("wrong", [1.5, float("inf")])
+def test_a_float_join_key_that_is_no_integer_is_refused(
+    tmp_path: Path, user: list[int] | list[str], wrong: float
+) -> None:
+    main, side = str(tmp_path / "main.parquet"), str(tmp_path / "users.parquet")
+    pl.DataFrame({"user": user}).write_parquet(main)
+    pl.DataFrame({"user": [2.0, wrong], "age": [33, 44]}).write_parquet(side)
+    data = {"source": main, "join": [{"path": side, "on": "user"}]}
+    with pytest.raises(DataError, match=rf"join key 'user' is Float64, but .*, and {wrong} cannot"):
+        rows(data, "user", "age")
+
+
 def test_a_join_key_that_the_rows_lack_is_refused(tmp_path: Path, ratings: str) -> None:
     path = write(tmp_path / "side.csv", "shop,age\n1,1\n")
     with pytest.raises(DataError, match=r"ratings\.csv: column 'shop' .*data\.join\.0"):
