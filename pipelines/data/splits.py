@@ -8,7 +8,8 @@ rows and their order only, never on how they are cut into fragments. What each r
   rows of the same time go to the later split, which can so become larger than asked.
 - ratio: a row's share is a hash of the seed and of its number in the raw table, before filters and joins.
 - leave-one-out: of each user with three rows or more the newest is for test, the one before it for
-  validation; of equal times the later row is newer. All rows of users with fewer are for training.
+  validation; of equal times the later row is newer. All rows of users with fewer, and
+  all rows without a user, are for training.
 - column: the text of a column's value decides; a row with any other value is refused.
 """
 
@@ -22,6 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError
+from headwater.feature_store.schema import INT64_MIN
 from headwater.pipelines.data.prepared import SPLITS, SplitName
 from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
@@ -33,7 +35,7 @@ BINS = 1 << 16
 SPLIT_KEY = "__split_key"
 """What the rule orders or compares: time, share or value (Int64, Float64 or String)."""
 SPLIT_USER = "__split_user"
-"""The user of leave-one-out (Int64)."""
+"""The user of leave-one-out (Int64), INT64_MIN where a row has none."""
 
 
 def columns(split: Split | None) -> dict[str, str]:
@@ -160,7 +162,8 @@ def _value(ordered: int, dtype: np.dtype[Any]) -> Any:
 def _leave_one_out(fragments: Sequence[pl.LazyFrame]) -> Conditions:
     newest = pl.DataFrame()
     for fragment in fragments:
-        rows = fragment.select(SPLIT_USER, SPLIT_KEY, ROW).collect()
+        known = fragment.filter(pl.col(SPLIT_USER) != INT64_MIN)
+        rows = known.select(SPLIT_USER, SPLIT_KEY, ROW).collect()
         rows = pl.concat([newest, rows]) if newest.height else rows
         # A stable sort and not top_k, so that of equal times the later row is newer.
         rows = rows.sort(SPLIT_KEY, ROW, descending=True)

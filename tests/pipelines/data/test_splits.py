@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from headwater.feature_store.errors import DataError
+from headwater.feature_store.schema import INT64_MIN
 from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.data.splits import SPLIT_KEY, SPLIT_USER, assign, order_statistics, uniform
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
@@ -97,6 +98,15 @@ def test_leave_one_out_takes_each_users_newest_and_the_one_before() -> None:
     for cuts in ([], [1, 5], range(1, 9)):
         found = split_rows(LeaveOneOutSplit(user="u", time="t"), frame, cuts)
         assert found == {"train": [1, 2, 3, 4, 8], "valid": [0, 5], "test": [6, 7]}
+
+
+def test_leave_one_out_leaves_rows_without_a_user_to_training() -> None:
+    frame = numbered(
+        **{SPLIT_USER: [INT64_MIN, 7, INT64_MIN, 7, 7, INT64_MIN], SPLIT_KEY: [1, 2, 3, 4, 5, 6]}
+    )
+    for cuts in ([], [3]):
+        found = split_rows(LeaveOneOutSplit(user="u", time="t"), frame, cuts)
+        assert found == {"train": [0, 1, 2, 5], "valid": [3], "test": [4]}
 
 
 def test_leave_one_out_without_a_user_of_three_rows_is_refused() -> None:
