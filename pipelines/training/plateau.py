@@ -1,8 +1,7 @@
 """When an epoch was an improvement, when learning rates drop, and when training stops.
 
-An evaluation that does not improve on the best one by more than `min_delta` multiplies the learning
-rates by `lr_factor` and counts; an improvement resets the count; at `patience` in a row training
-stops.
+An evaluation that does not improve on the best one by more than `min_delta` counts, and the loop then
+lowers the learning rates; an improvement resets the count; at `patience` in a row training stops.
 """
 
 from __future__ import annotations
@@ -28,17 +27,14 @@ class Plateau:
 
     min_delta: float
     patience: int
-    lr_factor: float
     best: float = -math.inf
     best_epoch: int = 0
     waited: int = 0
-    drops: int = 0
-    """How often the learning rates were multiplied by `lr_factor`."""
 
     @classmethod
     def of(cls, train: Train) -> Plateau:
         """Return the state before the first epoch."""
-        return cls(train.min_delta, train.patience, train.lr_factor)
+        return cls(train.min_delta, train.patience)
 
     def update(self, value: float, epoch: int) -> bool:
         """Take the evaluation after `epoch` (from 1); return whether it is the best so far."""
@@ -46,13 +42,7 @@ class Plateau:
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True
         self.waited += 1
-        self.drops += 1
         return False
-
-    @property
-    def lr_scale(self) -> float:
-        """What the job's learning rates are multiplied by now, before their floor."""
-        return self.lr_factor**self.drops
 
     @property
     def stopped(self) -> bool:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from headwater.pipelines.job import Train
+import pytest
+import torch
+
+from headwater.feature_store.schema import Schema
+from headwater.pipelines.job import Job, Train
+from headwater.pipelines.training.assemble import assemble
 from headwater.pipelines.training.plateau import Plateau, monitored
 
 
-def test_scripted_metrics_drop_the_rate_and_stop_at_the_sixth() -> None:
-    plateau = Plateau.of(Train(patience=2))
-    rates, stops = [], []
+@pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
+@pytest.mark.parametrize("mode", ["dense", "fused"])
+def test_scripted_metrics_drop_the_rates_and_stop_at_the_sixth(
+    tiny_job: Callable[..., Job], click_schema: Schema, mode: str
+) -> None:
+    job = tiny_job(
+        {"type": "dnn"}, patience=2, sparse={"mode": mode, "lr": 1e-3}, dense={"lr": 1e-3}
+    )
+    placement = assemble(job, click_schema, torch.device("cpu"))
+    plateau = Plateau.of(job.train)
+    sparse, dense, stops = [], [], []
     for epoch, auc in enumerate([0.5, 0.6, 0.59, 0.61, 0.60, 0.60], start=1):
-        plateau.update(auc, epoch)
-        rates.append(max(1e-3 * plateau.lr_scale, 1e-6))
+        if not plateau.update(auc, epoch):
+            placement.lr_scale(job.train.lr_factor, job.train.min_lr)
+        sparse.append(placement.lr["sparse"])
+        dense.append(placement.lr["dense"])
         stops.append(plateau.stopped)
-    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-6])
+    assert sparse == dense == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-6])
     assert stops == [False, False, False, False, False, True]
     assert (plateau.best, plateau.best_epoch) == (0.61, 4)
 
