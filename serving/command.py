@@ -1,10 +1,10 @@
 """`headwater serve`: one process, one event loop, and as many runner threads as cores.
 
-granian runs embedded in this process's event loop, so that SIGTERM is ours to handle: readiness goes before the
-drain, and registry and runners end after it. Its `stop()` closes the listening socket and idle connections at
-once, and its `serve()` returns when the last open request is answered. A multi-process server with one worker
-costs the same CPU a request, 30 MB for a parent that only waits, and keeps the signal to itself. Scale
-beyond one process with replicas: a process holds every model once, however many cores it uses.
+granian runs embedded in this process's event loop, so that SIGTERM is ours to handle: readiness goes before
+the drain, and registry and runners end after it. Its `stop()` closes the listening socket and idle
+connections at once, and its `serve()` returns when the last open request is answered. A multi-process server
+with one worker costs the same CPU a request, 30 MB for a parent that only waits, and keeps the signal to
+itself. Scale beyond one process with replicas: a process holds every model once, however many cores it uses.
 """
 
 from __future__ import annotations
