@@ -37,7 +37,7 @@ from headwater.serving.messages import (
     ServerMetadata,
     TensorMetadata,
 )
-from headwater.serving.registry import is_version
+from headwater.serving.registry import Model, is_version
 from headwater.serving.routes import Request, Response, Route, json_response
 from headwater.serving.scorer import Scorer
 from headwater.serving.service import Service
@@ -73,12 +73,12 @@ async def server_metadata(_service: Service, _: Request) -> Response:
 
 async def model_metadata(service: Service, request: Request) -> Response:
     """Answer with the tensors of a model."""
-    scorer = _scorer(service, request)
+    model, scorer = _find(service, request)
     manifest = scorer.manifest
     return json_response(
         ModelMetadata(
             name=manifest.name,
-            versions=[str(version) for version in service.registry.models[manifest.name].versions],
+            versions=[str(version) for version in model.versions],
             platform="onnxruntime_onnx",
             inputs=[
                 TensorMetadata(
@@ -98,12 +98,13 @@ async def model_metadata(service: Service, request: Request) -> Response:
 
 async def model_ready(service: Service, request: Request) -> Response:
     """Answer 200 where the model, or this version of it, can be asked."""
-    return json_response(ModelReady(name=_scorer(service, request).manifest.name, ready=True))
+    _, scorer = _find(service, request)
+    return json_response(ModelReady(name=scorer.manifest.name, ready=True))
 
 
 async def infer(service: Service, request: Request) -> Response:
     """Answer with the scores of the rows in the request."""
-    scorer = _scorer(service, request)
+    _, scorer = _find(service, request)
     message, arrays = await service.decode(len(request.body), decode, request, scorer)
     scores = await service.score(scorer, arrays)
     return _answer(message, scorer, scores)
@@ -158,7 +159,7 @@ def decode(request: Request, scorer: Scorer) -> tuple[InferRequest, Arrays]:
     return message, arrays
 
 
-def _scorer(service: Service, request: Request) -> Scorer:
+def _find(service: Service, request: Request) -> tuple[Model, Scorer]:
     version = request.params.get("version")
     if version is not None and not is_version(version):
         raise UnknownError(f"version: expected an integer, found {shorten(version, 30)!r}")

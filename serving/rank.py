@@ -34,7 +34,7 @@ async def rank(service: Service, request: Request) -> Response:
     """Answer with one score a candidate, in the order of the request."""
     size = len(request.body)
     message = await service.decode(size, decode_json, _request, memoryview(request.body))
-    scorer = service.registry.get(message.model, message.version)
+    _, scorer = service.registry.get(message.model, message.version)
     arrays, num_rows = await service.decode(size, decode, message, scorer)
     scores = await service.score(scorer, arrays, num_rows)
     return json_response(

@@ -66,17 +66,12 @@ class Registry:
         self._stop.set()
         self._thread.join(timeout=2.0)
 
-    @property
-    def models(self) -> Mapping[str, Model]:
-        """The models of the folder by name, as they were at the last look."""
-        return self._models
-
     def is_ready(self) -> bool:
         """Return whether the folder was read once and a model in it can be served."""
         return self._scanned and any(model.versions for model in self._models.values())
 
-    def get(self, name: str, version: int | None = None) -> Scorer:
-        """Return the scorer of a model, of its newest version where none is named.
+    def get(self, name: str, version: int | None = None) -> tuple[Model, Scorer]:
+        """Return a model and the scorer of a version, its newest where none is named, of one look.
 
         Raises `UnknownError` for a model that is not in the folder or a version that is not loaded,
         `NotReadyError` where the model has no version that is ready.
@@ -105,7 +100,7 @@ class Registry:
                 f"model {name!r}: version {shorten(str(version), 30)} is not loaded; loaded: {loaded} "
                 f"(the newest {self._keep_versions} are kept)"
             )
-        return scorer
+        return model, scorer
 
     def _watch(self) -> None:
         while not self._stop.is_set():

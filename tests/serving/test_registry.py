@@ -1,0 +1,49 @@
+"""What a handler sees of the releases while they change."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headwater.serving.batching import Batcher
+from headwater.serving.messages import ModelMetadata
+from headwater.serving.metrics import Metrics
+from headwater.serving.oip import model_metadata
+from headwater.serving.registry import Model, Registry
+from headwater.serving.routes import Request
+from headwater.serving.scorer import Scorer
+from headwater.serving.service import Service
+
+
+class _Vanishing(Registry):
+    """Releases that are gone right after a handler has found one."""
+
+    def get(self, name: str, version: int | None = None) -> tuple[Model, Scorer]:
+        found = super().get(name, version)
+        shutil.rmtree(self._folder / name)
+        self.scan()
+        assert not self.is_ready()
+        return found
+
+
+def test_metadata_of_a_model_that_is_being_removed_is_of_one_look(
+    tmp_path: Path, write_release: Callable[..., Path]
+) -> None:
+    async def go() -> ModelMetadata:
+        metrics = Metrics()
+        registry = _Vanishing(tmp_path, keep_versions=2, metrics=metrics)
+        registry.scan()
+        batcher = Batcher(num_runners=1, max_queue_rows=10, metrics=metrics)
+        service = Service(registry, batcher, metrics)
+        headers: Any = {}
+        answer = await model_metadata(service, Request(b"", headers, {"model": "shop"}))
+        batcher.close()
+        return msgspec.json.decode(answer.body, type=ModelMetadata)
+
+    write_release(tmp_path, "shop", 1)
+    assert asyncio.run(go()).versions == ["1"]
