@@ -43,32 +43,6 @@ FolderName = Annotated[
 """A name that is one folder wherever it is put, and that the service does not pass over."""
 
 
-def _no_draft(name: str) -> str:
-    """Refuse the ending that the service takes for a folder that is still being written."""
-    if name.endswith(".tmp"):
-        raise ValueError("a name that ends in `.tmp` is never served; choose another")
-    return name
-
-
-FolderName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_no_draft)
-]
-"""A name that is one folder wherever it is put, and that the service does not pass over."""
-
-
-def _no_draft(name: str) -> str:
-    """Refuse the ending that the service takes for a folder that is still being written."""
-    if name.endswith(".tmp"):
-        raise ValueError("a name that ends in `.tmp` is never served; choose another")
-    return name
-
-
-FolderName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_no_draft)
-]
-"""A name that is one folder wherever it is put, and that the service does not pass over."""
-
-
 class Join(Config):
     """A side table joined to every row of the data, as users or items to ratings."""
 
