@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from headwater.feature_store.schema import Dtype
+from headwater.feature_store.schema import INT64_MIN, Dtype
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
+_MISSING: dict[Dtype, int | str | None] = {"int64": INT64_MIN, "double": None, "string": ""}
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,12 +26,27 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     is_list: bool = False
     role: Literal["context", "candidate"] = "candidate"
     """A context input may be given once, as `[1, ..]`, for all N candidates."""
+    shape: tuple[int, ...] = ()
+    """Of the tensor, -1 where it may differ from call to call; by `is_list` when absent."""
+    missing: int | str | None = None
+    """What stands for a missing value, or entry of a list; None for NaN, which JSON lacks. By `dtype`
+    when absent."""
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from the other fields."""
+        if not self.shape:
+            msgspec.structs.force_setattr(self, "shape", (-1, -1 if self.is_list else 1))
+        if self.missing is None:
+            msgspec.structs.force_setattr(self, "missing", _MISSING[self.dtype])
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """An output tensor of the graph: float32 `[N]`."""
 
     name: str
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[int, ...] = (-1,)
+    """-1 where it may differ from call to call."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):

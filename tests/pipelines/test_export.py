@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import resource
@@ -157,6 +158,16 @@ def test_manifest_is_complete(release: Path, click_schema: fs.Schema) -> None:
     assert set(manifest.files) == {path.name for path in release.iterdir()} - {MANIFEST_NAME}
     assert len(manifest.golden.scores) == 8
     assert all(len(values) == 8 for values in manifest.golden.rows.values())
+
+
+def test_manifest_says_what_each_tensor_is(release: Path) -> None:
+    written = json.loads((release / MANIFEST_NAME).read_bytes())
+    tensors = {i["name"]: (i["dtype"], i["shape"], i["missing"]) for i in written["inputs"]}
+    assert tensors["user"] == ("int64", [-1, 1], -(2**63))
+    assert tensors["price"] == ("double", [-1, 1], None)
+    assert tensors["city"] == ("string", [-1, 1], "")
+    assert tensors["tags"] == ("string", [-1, -1], "")
+    assert written["outputs"] == [{"name": "prob", "dtype": "float32", "shape": [-1]}]
 
 
 @pytest.mark.parametrize("mode", ["fused", "dense"])
