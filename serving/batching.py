@@ -88,6 +88,8 @@ class Batcher:
             return await job.answer
         finally:
             self._queued_rows -= num_rows
+            # A cancelled job stays in the queue until a runner takes it; its tensors need not.
+            job.feeds = {}
 
     def close(self) -> None:
         """End the runners after what is queued."""
@@ -118,14 +120,17 @@ class Batcher:
         return jobs, False
 
     def _run(self, jobs: list[_Job]) -> None:
+        # Feeds before the answer's state: a job that is cancelled in between is done, then empty.
+        taken = [(job, job.feeds) for job in jobs]
         # Whoever waited for a cancelled job has gone: its rows are left out.
-        jobs = [job for job in jobs if not job.answer.done()]
-        if not jobs:
+        taken = [(job, feeds) for job, feeds in taken if not job.answer.done()]
+        if not taken:
             return
+        jobs = [job for job, _ in taken]
         scorer = jobs[0].scorer
         model = scorer.manifest.name
         try:
-            feeds, num_rows = scorer.signature.join([(job.feeds, job.num_rows) for job in jobs])
+            feeds, num_rows = scorer.signature.join([(f, job.num_rows) for job, f in taken])
             start_s = time.perf_counter()
             scores = scorer.run(feeds, num_rows)
             seconds = time.perf_counter() - start_s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,33 @@ def test_cancelled_request_is_not_scored_and_frees_its_place(
         with pytest.raises(TooLargeError, match="11 rows: expected at most 10"):
             batcher.check_size(11)
         batcher.close()
+
+    asyncio.run(go())
+
+
+def test_cancelled_request_frees_its_tensors_while_the_runner_is_busy(
+    scorers: tuple[Scorer, Scorer], make_rows: Callable[..., Any]
+) -> None:
+    async def go() -> None:
+        gate = _Gate(scorers[0])
+        batcher = Batcher(num_runners=1, max_queue_rows=10, metrics=Metrics())
+        blocker = asyncio.create_task(batcher.score(gate, *_feeds(gate, make_rows(1))))
+        await gate.entered.wait()
+        feeds, num_rows = _feeds(gate, make_rows(9))
+        item = weakref.ref(feeds["item"])
+        dropped = asyncio.create_task(batcher.score(gate, feeds, num_rows))
+        del feeds
+        await asyncio.sleep(0)
+        assert item() is not None
+        dropped.cancel()
+        await asyncio.wait((dropped,))
+        del dropped
+        gc.collect()
+        assert item() is None
+        gate.release.set()
+        await blocker
+        batcher.close()
+        assert gate.runs == [1]
 
     asyncio.run(go())
 
