@@ -38,8 +38,8 @@ def evaluate(run: Run, splits: Sequence[SplitName] = ("valid", "test")) -> dict[
     """Measure a complete run and return its `metrics.json`, which this writes with `evaluation.json`.
 
     A split that the job does not have is left out. RunError where training has not ended, where the
-    checkpoint is damaged, or where the prepared data is of another schema; DataError where the
-    validation rows have one class only.
+    checkpoint is damaged, or where the prepared data is of another schema; ShardError where a shard
+    is corrupt; DataError where the validation rows have one class only.
     """
     metrics = run.read("metrics.json")
     prepared = load_prepared(Path(metrics["prepared"]))
@@ -55,7 +55,8 @@ def evaluate(run: Run, splits: Sequence[SplitName] = ("valid", "test")) -> dict[
             scores.require_both_classes()
         summaries[split] = summarise(scores, columns)
         metrics[split] = summaries[split]["metrics"]
-    sample = _sample(prepared.dataset("valid", verify=False), device)
+    # Hashed once: scoring the split has done it.
+    sample = _sample(prepared.dataset("valid", verify="valid" not in splits), device)
     importance = permutation_importance(placement.module, sample, prepared.schema)
     run.write(
         "evaluation.json",

@@ -17,7 +17,7 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import RunError, ShardError
 from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
-from headwater.pipelines.data.prepared import Prepared
+from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.evaluate import evaluate
 from headwater.pipelines.evaluation import metrics
 from headwater.pipelines.evaluation.importance import gate_values, permutation_importance
@@ -112,6 +112,23 @@ def test_unfinished_run_and_lost_data_are_refused_with_the_remedy(run: Run, tmp_
     found.write("metrics.json", {**run.read("metrics.json"), "prepared": str(tmp_path / "gone")})
     with pytest.raises(ShardError, match="gone"):
         evaluate(found)
+
+
+@pytest.mark.parametrize("splits", [("test",), ("valid",)])
+def test_corrupt_validation_shard_is_refused_whatever_the_splits(
+    run: Run, tiny_prepared: Prepared, tmp_path: Path, splits: tuple[SplitName, ...]
+) -> None:
+    spoiled, copy = tmp_path / "prepared", tmp_path / "run"
+    shutil.copytree(tiny_prepared.path, spoiled)
+    shutil.copytree(run.path, copy)
+    shard = spoiled / "valid" / "shard-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    found = open_run(copy)
+    found.write("metrics.json", {**run.read("metrics.json"), "prepared": str(spoiled)})
+    with pytest.raises(ShardError, match=r"valid/shard-00000\.arrow: the shard is corrupt"):
+        evaluate(found, splits)
 
 
 def test_parts_of_ranks_are_joined_in_their_order(tmp_path: Path) -> None:
