@@ -92,10 +92,11 @@ def train(
     start_ranks(ranks, device)
     placement = assemble(job, prepared.schema, device)
     data: dict[SplitName, ShardSet] = {
-        split: prepared.dataset(split, verify=ranks.is_first) for split in ("train", "valid")
+        split: prepared.dataset(split, verify=ranks.local_rank == 0) for split in ("train", "valid")
     }
     # Only now: what could be refused has been looked at, and a refusal leaves no empty run.
     if run is None:
+        ranks.barrier()
         job = resolve(job)
         run = _shared(create_run(job, runs) if ranks.is_first else None, ranks)
     loop = _Loop(job, prepared, data, run, placement, device, ranks)
@@ -349,6 +350,7 @@ class _Loop:
             started_s = time.perf_counter()
             weights = {"schema_hash": self.prepared.schema.hash, "weights": state.pop("model")}
             rest = {
+                "data": self.prepared.path.name,
                 "state": state,
                 "generators": generators,
                 "positions": positions,
@@ -376,6 +378,12 @@ class _Loop:
                 f"{self.run.path}: trained with schema {network['schema_hash'][:12]}, but the "
                 f"prepared data has {self.prepared.schema.hash[:12]}: the data changed since. "
                 "Train a new run."
+            )
+        if rest["data"] != self.prepared.path.name:
+            raise RunError(
+                f"{self.run.path}: trained on prepared data {rest['data'][:12]}, found "
+                f"{self.prepared.path.name[:12]}: the data changed since. Train a new run, or give "
+                "the input files back as they were."
             )
         if len(rest["positions"]) != self.ranks.world_size:
             raise RunError(

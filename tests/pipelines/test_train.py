@@ -23,6 +23,7 @@ from headwater.feature_store.errors import (
     JobError,
     OutputError,
     RunError,
+    ShardError,
     TrainingError,
 )
 from headwater.feature_store.shards import Arrays, ShardWriter
@@ -185,6 +186,38 @@ def test_complete_run_is_left_as_it_is(
     before = (run.path / "metrics.json").read_bytes()
     train(run.job, tiny_prepared, run=open_run(run.path), resume=True)
     assert (run.path / "metrics.json").read_bytes() == before
+
+
+def test_run_of_other_rows_is_not_resumed(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    run = train(tiny_job(epochs=1), tiny_prepared, runs=tmp_path)
+    (run.path / "metrics.json").unlink()
+    other = with_rows(tiny_prepared, tmp_path / "other", rows=300)
+    with pytest.raises(RunError, match=r"found other: the data changed since\. Train a new run"):
+        train(run.job, other, run=run, resume=True)
+    train(run.job, tiny_prepared, run=run, resume=True)
+    assert run.is_complete
+
+
+@pytest.mark.parametrize(("rank", "local_rank"), [(0, 0), (8, 0)])
+def test_first_process_of_each_machine_refuses_a_corrupt_shard(
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    local_rank: int,
+) -> None:
+    prepared = with_rows(tiny_prepared, tmp_path / "prepared")
+    spoil_last_byte(prepared.path / "train" / "shard-00000.arrow")
+    # Only the place among the processes, so that shards are refused before any other is awaited.
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    job = tiny_job(epochs=1, sparse={"mode": "dense"})
+    with pytest.raises(ShardError, match=r"shard-00000\.arrow: the shard is corrupt"):
+        train(job, prepared, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_run_of_other_features_is_not_resumed(
@@ -481,6 +514,12 @@ def with_rows(
     ) as writer:
         writer.write(Arrays(**values))
     return Prepared(folder, prepared.schema, prepared.splits)
+
+
+def spoil_last_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def spoil_after_assembly(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]) -> None:
