@@ -115,7 +115,7 @@ def _write(source: Source, folder: Path, created: Mapping[str, Any]) -> None:
         for split in present:
             rows = [pl.scan_parquet(part).filter(chosen[split]) for part in parts]
             statistics[split] = _encode(rows, schema, folder / split, created, bar)
-    times = time_range_ms(train)
+    times = time_range_ms(train, in_ms=source.is_time_in_ms)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
     sample = _sample(parts, chosen["valid"], schema)
     sample.rename({LABEL: source.job.features.label}).write_parquet(folder / SAMPLE)
@@ -222,12 +222,10 @@ def _sample(parts: list[Path], condition: pl.Expr, schema: Schema) -> pl.DataFra
     return pl.concat([part.collect(engine="streaming") for part in rows])
 
 
-def time_range_ms(parts: Sequence[pl.LazyFrame]) -> tuple[int, int] | None:
+def time_range_ms(parts: Sequence[pl.LazyFrame], *, in_ms: bool) -> tuple[int, int] | None:
     """Return first and last event time of staged rows in ms, None where the job names none.
 
-    The unit of plain numbers is told from their size.
-
-    Seconds stay below 1e11 until the year 5138, milliseconds below 1e14, microseconds below 1e17.
+    The unit of times not known to be `in_ms` is told from their size.
     """
     if TIME not in parts[0].collect_schema():
         return None
@@ -239,7 +237,10 @@ def time_range_ms(parts: Sequence[pl.LazyFrame]) -> tuple[int, int] | None:
     )
     if first is None:
         return None
+    if in_ms:
+        return first, last
     largest = max(abs(first), abs(last))
+    # Seconds stay below 1e11 until the year 5138, milliseconds below 1e14, microseconds below 1e17.
     for limit, to_ms in ((1e11, 1000), (1e14, 1), (1e17, 1 / 1000)):
         if largest < limit:
             return int(first * to_ms), int(last * to_ms)

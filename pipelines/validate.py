@@ -309,7 +309,7 @@ def _check_splits(job: Job, result: Validation) -> None:
             return
         for split, condition in staging.conditions(source, parts).items():
             counted = pl.scan_parquet(parts).filter(condition)
-            times = time_range_ms([counted])
+            times = time_range_ms([counted], in_ms=source.is_time_in_ms)
             first, last = map(time_text, times) if times else ("", "")
             label = pl.col(staging.LABEL).cast(pl.Int64)
             rows, positives = counted.select(pl.len(), label.sum()).collect().row(0)

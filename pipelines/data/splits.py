@@ -8,8 +8,8 @@ rows and their order only, never on how they are cut into fragments. What each r
   rows of the same time go to the later split, which can so become larger than asked.
 - ratio: a row's share is a hash of the seed and of its number in the raw table, before filters and joins.
 - leave-one-out: of each user with three rows or more the newest is for test, the one before it for
-  validation; of equal times the later row is newer. All rows of users with fewer, and
-  all rows without a user, are for training.
+  validation; of equal times the later row is newer. All rows of users with fewer, and all rows without a
+  user, are for training.
 - column: the text of a column's value decides; a row with any other value is refused.
 """
 

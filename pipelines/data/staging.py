@@ -59,6 +59,17 @@ class Source:
         """The raw columns that the encoders read, by name: the inputs of a release."""
         check(encoders, self.raw)
 
+    @property
+    def time(self) -> str | None:
+        """The column that is staged as TIME; None where the job names no event time."""
+        rule = self.job.data.split
+        return self.job.features.time or (rule.column if isinstance(rule, TimeSplit) else None)
+
+    @property
+    def is_time_in_ms(self) -> bool:
+        """True where the event time comes as dates or datetimes, False for numbers of any unit."""
+        return self.time is not None and self.rows.schema[self.time].is_temporal()
+
     def _wanted(self) -> dict[str, str]:
         """Return the columns that the job reads, each with what needs it."""
         features = self.job.features
@@ -154,9 +165,8 @@ def _typed(source: Source, chunk: Chunk, frame: pl.DataFrame) -> pl.DataFrame:
         staged.append(_weight(frame.get_column(features.weight), fail).alias(WEIGHT))
     if (group := features.group or features.user) is not None:
         staged.append(_key(frame, group, fail).alias(GROUP))
-    time = features.time or (rule.column if isinstance(rule, TimeSplit) else None)
-    if time is not None:
-        staged.append(_ordered(frame, time, fail).alias(TIME))
+    if source.time is not None:
+        staged.append(_ordered(frame, source.time, fail).alias(TIME))
     if rule is None:
         split = source.split_of(chunk.file)
         staged.append(pl.repeat(split, frame.height, dtype=pl.Int8, eager=True).alias(SPLIT))
@@ -238,14 +248,17 @@ def _key(frame: pl.DataFrame, name: str, fail: Fail) -> pl.Series:
 
 
 def _ordered(frame: pl.DataFrame, name: str, fail: Fail) -> pl.Series:
-    """Return a time as a number: dates and datetimes in ms, numbers as they are."""
+    """Return a time as a number: dates and datetimes in ms, numbers as they are; fails at infinity."""
     raw = infer_dtype(name, frame.schema[name])
     if raw.is_list or raw.dtype == "string":
         raise DataError(
             f"column {name!r}: found {frame.schema[name]}, expected a time: a number, a date, a datetime or "
             f"ISO 8601 text in a CSV. Derive one in [data]."
         )
-    return normal(frame, {name: raw}, fail).get_column(name)
+    times = normal(frame, {name: raw}, fail).get_column(name)
+    remedy = "Correct the value or filter the row."
+    _refuse(times.is_infinite(), name, f"found infinity, expected a time. {remedy}", fail)
+    return times
 
 
 def normal(frame: pl.DataFrame, raw: Mapping[str, fs.RawColumn], fail: Fail) -> pl.DataFrame:

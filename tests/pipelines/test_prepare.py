@@ -133,6 +133,14 @@ def test_statistics_count_rows_labels_missing_values_and_time() -> None:
     assert prepared.statistics.time_range_ms == (1_700_000_000_000, 1_700_000_319_000)
 
 
+def test_the_range_of_early_datetimes_is_in_ms() -> None:
+    start = pl.datetime(1970, 1, 2)
+    frame = clicks().with_columns(ts=start + pl.duration(seconds=pl.int_range(pl.len())))
+    frame.write_csv("clicks.csv", datetime_format="%Y-%m-%dT%H:%M:%S")
+    day_ms = 86_400_000
+    assert prepare(job_of()).statistics.time_range_ms == (day_ms, day_ms + 319_000)
+
+
 def test_missing_and_nan_features_are_no_errors() -> None:
     frame = clicks()
     frame = frame.with_columns(

@@ -95,6 +95,11 @@ BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         r"row 13, column 'ts': found no value; a split in order of time",
     ),
+    "infinite time": (
+        edited(13, 3, "inf"),
+        {},
+        r"clicks\.csv, row 13, column 'ts': found infinity, expected a time",
+    ),
     "time is text": (edited(13, 3, "May"), {}, r"column 'ts': found String, expected a time"),
     "negative weight": (
         edited(14, 2, "-1"),
