@@ -58,6 +58,9 @@ __all__ = ["Prepared", "load_prepared", "prepare"]
 SAMPLE_ROWS = 4096
 BATCH_ROWS = 65_536
 
+MISSING = "__missing."
+"""Before the name of a dense feature: where it has no value (Boolean)."""
+
 
 def prepare(job: Job, root: Path = Path("prepared")) -> Prepared:
     """Return the prepared data of a job, made now or, where data, features and inputs are equal, before.
@@ -161,13 +164,16 @@ def _encode(
     staged = rows[0].collect_schema()
     extra = [name for name in (LABEL, WEIGHT, GROUP) if name in staged]
     dense = [
-        pl.col(column.inputs[0]).is_null().alias(f"{column.name}.missing")
+        pl.col(column.inputs[0]).is_null().alias(f"{MISSING}{column.name}")
         for column in schema.dense
     ]
     encoded = [*encode(schema), *extra, *dense]
     counting = [
         *missing_and_unknown(schema),
-        *(pl.col(each.meta.output_name()).sum() for each in dense),
+        *(
+            pl.col(f"{MISSING}{column.name}").sum().alias(f"{column.name}.missing")
+            for column in schema.dense
+        ),
     ]
     counting += [pl.len().alias("rows"), pl.col(LABEL).sum().cast(pl.Int64).alias("positives")]
     total: dict[str, int] = {}

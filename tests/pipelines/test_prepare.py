@@ -141,6 +141,18 @@ def test_the_range_of_early_datetimes_is_in_ms() -> None:
     assert prepare(job_of()).statistics.time_range_ms == (day_ms, day_ms + 319_000)
 
 
+def test_a_feature_may_have_the_name_of_anothers_count() -> None:
+    frame = clicks()
+    frame.write_csv("clicks.csv")
+    columns = [
+        {"name": "price", "encoder": "standardized"},
+        {"name": "price.missing", "encoder": "vocabulary", "column": "city"},
+    ]
+    found = prepare(job_of(columns=columns)).statistics.splits["train"].columns
+    null = frame.filter(pl.col("ts") < 1_700_000_320).null_count().row(0, named=True)
+    assert (found["price"].missing, found["price.missing"].missing) == (null["price"], null["city"])
+
+
 def test_missing_and_nan_features_are_no_errors() -> None:
     frame = clicks()
     frame = frame.with_columns(
