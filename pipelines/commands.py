@@ -5,6 +5,7 @@ All take a job file and `--set key.path=value`, or `--run RUN` for a run that ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import JobError, RunError
 from headwater.pipelines.console import AsJson, emit, note, to_json
 
 if TYPE_CHECKING:
@@ -157,22 +158,55 @@ def report(*runs: Path, json: AsJson = False) -> None:
     Parameters
     ----------
     runs
-        Run folders.
+        Run folders, or one job file (TOML): then its newest complete run. Of several, files among them
+        and runs that were not evaluated are left out, so that `runs/<job name>/*` may be given.
     """
     from headwater.pipelines import compare_runs, write_report
 
     if not runs:
-        raise JobError("report: give one run folder, or several to compare.")
-    if len(runs) == 1:
-        page = write_report(runs[0])
+        raise JobError("report: give a job file, one run folder, or several to compare.")
+    chosen = [_run_folder(runs[0])] if len(runs) == 1 else _evaluated(runs)
+    if len(chosen) == 1:
+        page = write_report(chosen[0])
         emit({"report": page}, as_json=json, text=f"report {page}")
     else:
-        comparison = compare_runs(runs)
+        comparison = compare_runs(chosen)
         emit(
             {"runs": comparison.rows, "report": comparison.page},
             as_json=json,
             text=f"{comparison.text}\nreport {comparison.page}",
         )
+
+
+def _run_folder(path: Path) -> Path:
+    """Return a run's folder as given, or that of the newest complete run of a job file."""
+    from headwater.pipelines.runs import newest_run
+
+    if path.suffix != ".toml":
+        return path
+    found = newest_run(_load(path, None).name).path
+    note(f"run      {found}")
+    return found
+
+
+def _evaluated(paths: Sequence[Path]) -> list[Path]:
+    """Return the runs that can be compared; RunError where there is none."""
+    from headwater.pipelines.report import EVALUATION_NAME
+
+    chosen: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            continue
+        if (path / "job.toml").is_file() and not (path / EVALUATION_NAME).is_file():
+            note(
+                f"{path}: left out, it was not evaluated yet. Go on with `headwater train --resume "
+                f"{path}` if training has not ended, then `headwater evaluate --run {path}`."
+            )
+            continue
+        chosen.append(path)
+    if not chosen:
+        raise RunError("report: none of the paths is a run that was evaluated.")
+    return chosen
 
 
 def score(release: Path, source: str, out: Path, *, json: AsJson = False) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from headwater.feature_store.errors import RunError
+from headwater.pipelines.cli import main
 from headwater.pipelines.report import write_report
 from headwater.pipelines.reporting.compare import compare_runs
 
@@ -58,7 +59,7 @@ def split_of(rows: int, auc: float | None) -> dict[str, Any]:
         "base_rate": 0.25,
         "mean_prob": 0.26,
         "metrics": metrics,
-        "groups": {"used": 12, "skipped": 3, "rows_used": rows - 7},
+        "groups": {"used": 12, "skipped": 3, "rows_used": rows - 7, "rows_missing": 5},
         "intervals": {"auc": None if auc is None else [auc - 0.01, auc + 0.01]},
         "roc": {"fpr": [], "tpr": []}
         if auc is None
@@ -319,3 +320,40 @@ def test_run_that_cannot_be_reported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is damaged"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_runs_of_a_glob_are_compared_again_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs/toy"
+    make_run(folder / "1")
+    make_run(folder / "2", job=JOB.replace("seed = 1", "seed = 2"))
+    unfinished = make_run(folder / "3")
+    (unfinished / "evaluation.json").unlink()
+    for _ in range(2):
+        assert main(["report", *map(str, sorted(folder.iterdir())), "--json"]) == 0
+        captured = capsys.readouterr()
+        assert [row["run"] for row in json.loads(captured.out)["runs"]] == ["1", "2"]
+        assert f"{unfinished}: left out, it was not evaluated yet." in captured.err
+    assert (folder / "comparison.html").is_file()
+
+
+def test_run_that_is_absent_is_refused_among_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(make_run(tmp_path / "1")), str(tmp_path / "none")]) == 2
+    assert "none: no such run folder." in capsys.readouterr().err
+
+
+def test_report_of_a_job_is_of_its_newest_complete_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("job.toml").write_text(JOB)
+    assert main(["report", "job.toml"]) == 2
+    assert "runs/toy: no complete run." in capsys.readouterr().err
+    for name in "12":
+        (make_run(Path("runs/toy", name)) / "metrics.json").write_text("{}")
+    make_run(Path("runs/toy/3"))
+    assert main(["report", "job.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": "runs/toy/2/report.html"}
