@@ -44,7 +44,7 @@ def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
         if isinstance(dtype, pl.Array):
             source = source.arr.to_list()
         if isinstance(dtype, pl.List | pl.Array):
-            source = source.list.eval(_scalar(pl.element(), _element_type(dtype), column))
+            source = source.list.eval(_scalar(pl.element(), element_type(dtype), column))
         else:
             source = _scalar(source, dtype, column)
         expressions.append(source.alias(column.name))
@@ -54,7 +54,7 @@ def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
 def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
     """Return the raw column that Polars' type suggests; DataError where no encoder reads it."""
     is_list = isinstance(dtype, pl.List | pl.Array)
-    inner = _element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
+    inner = element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
     if inner.is_integer() or inner.is_temporal() or isinstance(inner, pl.Boolean | pl.Null):
         wanted: fs.Dtype = "int64"
     elif inner.is_numeric():
@@ -92,7 +92,8 @@ def data_errors(source: str = "data") -> Generator[None]:
         ) from None
 
 
-def _element_type(dtype: pl.List | pl.Array) -> pl.DataType:
+def element_type(dtype: pl.List | pl.Array) -> pl.DataType:
+    """Return the type of a list's entries."""
     inner = dtype.inner
     return inner if isinstance(inner, pl.DataType) else inner()
 

@@ -22,7 +22,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.normalise import data_errors, missing_column
+from headwater.feature_store.normalise import data_errors, element_type, missing_column
 from headwater.pipelines.data.formats import (
     SUFFIXES,
     SourceFile,
@@ -240,12 +240,6 @@ def _shown(fs: AbstractFileSystem, path: str, pattern: str) -> str:
 
 def _is_hidden(path: str) -> bool:
     return any(part.startswith((".", "_")) for part in path.split("/"))
-
-
-def element_type(dtype: pl.List | pl.Array) -> pl.DataType:
-    """Return the type of a list's entries."""
-    inner = dtype.inner
-    return inner if isinstance(inner, pl.DataType) else inner()
 
 
 def _widen(dtype: pl.DataType) -> pl.DataType:
