@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.encoders import Codes, Column, Crossed, Declared
+from headwater.feature_store.encoders import Calendar, Codes, Column, Crossed, Declared
 from headwater.feature_store.errors import DataError, FeatureError
 from headwater.feature_store.normalise import (
     data_errors,
+    element_type,
     infer_dtype,
     missing_column,
     normalise,
@@ -130,7 +131,7 @@ def raw_columns(
     """Return the raw columns that encoders read, typed by their `dtype` or else by the data.
 
     Raises DataError for a column that the data lacks, FeatureError where two features read one
-    column as two types.
+    column as two types and where a calendar has another unit than dates and datetimes, ms.
     """
     raw: dict[str, fs.RawColumn] = {}
     declared: dict[str, tuple[str, fs.Dtype]] = {}
@@ -141,6 +142,11 @@ def raw_columns(
         if name not in data:
             raise DataError(f"feature {encoder.name!r}: {missing_column(name, list(data))}")
         found = infer_dtype(name, data[name])
+        if isinstance(encoder, Calendar) and encoder.unit != "ms" and _is_temporal(data[name]):
+            raise FeatureError(
+                f"column {name!r}, feature {encoder.name!r}: unit {encoder.unit!r} is for plain "
+                f"numbers, and the column is {data[name]}, which is read in ms. Remove `unit`."
+            )
         if encoder.dtype is not None:
             first, dtype = declared.setdefault(name, (encoder.name, encoder.dtype))
             if dtype != encoder.dtype:
@@ -152,6 +158,11 @@ def raw_columns(
         if name not in raw or encoder.dtype is not None:
             raw[name] = found
     return raw
+
+
+def _is_temporal(dtype: pl.DataType) -> bool:
+    inner = element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
+    return inner.is_temporal()
 
 
 def check(encoders: Sequence[Declared], dtypes: Mapping[str, fs.RawColumn]) -> None:

@@ -7,7 +7,7 @@ import pickle
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import polars as pl
@@ -221,6 +221,16 @@ class TestRefusals:
         encoders = [enc.Vocabulary(name="x", length=1), enc.Vocabulary(name="x.length")]
         with pytest.raises(FeatureError, match=r"column 'x\.length': a release names"):
             fit(encoders, [rows], raw_columns(encoders, rows.collect_schema()))
+
+    @pytest.mark.parametrize("dtype", [pl.Date(), pl.Datetime("us"), pl.List(pl.Datetime("ms"))])
+    @pytest.mark.parametrize("unit", ["s", "us"])
+    def test_a_calendar_of_datetimes_in_another_unit_than_ms_is_refused(
+        self, dtype: pl.DataType, unit: Literal["s", "us"]
+    ) -> None:
+        encoder = enc.Calendar(name="hour", column="at", part="hour", unit=unit)
+        with pytest.raises(FeatureError, match=rf"'at', feature 'hour': unit '{unit}'.*Remove"):
+            raw_columns([encoder], {"at": dtype})
+        assert raw_columns([encoder], {"at": pl.Int64()})["at"].dtype == "int64"
 
     def test_no_fragments_are_refused(self) -> None:
         with pytest.raises(DataError, match="training data is empty"):
