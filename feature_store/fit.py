@@ -28,6 +28,13 @@ from headwater.feature_store.polars_compiler import combine, encode
 MAX_STRING_KEYS = 1_000_000
 """String keys of all vocabularies together: a million take a serving process 0.44 GB."""
 
+_TENSORS = {
+    "prob": "its output",
+    "logit": "the output before the sigmoid",
+    "log_rate": "the correction for sampled negatives",
+}
+"""What the graph of a release, whose inputs are named as raw columns, calls its own values."""
+
 Partial = Mapping[str, pl.DataFrame]
 """What some rows teach, by feature: a column `key`, and integer columns that add up."""
 
@@ -182,12 +189,21 @@ def check(encoders: Sequence[Declared], dtypes: Mapping[str, fs.RawColumn]) -> N
             _check_crossed(encoder, earlier, dtypes)
         earlier[encoder.name] = encoder
     raw = _raw_of(encoders, dtypes)
+    tensors = _TENSORS | {
+        f"{'dense' if each.is_dense else 'code'}.{each.name}": f"the output of {each.name!r}"
+        for each in encoders
+    }
     for name in raw:
         owner = name.removesuffix(".length")
         if owner != name and owner in raw and raw[owner].is_list:
             raise FeatureError(
                 f"column {name!r}: a release names the lengths of the list {owner!r} so; rename the "
                 f"column, as by `derive` in [data]."
+            )
+        if name in tensors:
+            raise FeatureError(
+                f"column {name!r}: a release names {tensors[name]} so; rename the column, as by "
+                f"`derive` in [data]."
             )
 
 

@@ -222,6 +222,21 @@ class TestRefusals:
         with pytest.raises(FeatureError, match=r"column 'x\.length': a release names"):
             fit(encoders, [rows], raw_columns(encoders, rows.collect_schema()))
 
+    @pytest.mark.parametrize("name", ["code.x", "dense.y", "prob", "logit", "log_rate"])
+    def test_a_column_named_as_a_tensor_of_a_release_is_refused(self, name: str) -> None:
+        encoders = [
+            enc.Vocabulary(name="x"),
+            enc.Identity(name="y"),
+            enc.Identity(name="z", column=name),
+        ]
+        raw = raw_columns(encoders, {"x": pl.Int64(), "y": pl.Int64(), name: pl.Int64()})
+        with pytest.raises(FeatureError, match=rf"column '{name}': a release names .*; rename the"):
+            check(encoders, raw)
+
+    def test_a_column_named_as_no_tensor_of_the_release_is_taken(self) -> None:
+        encoders = [enc.Vocabulary(name="x"), enc.Vocabulary(name="dense.x")]
+        check(encoders, raw_columns(encoders, {"x": pl.Int64(), "dense.x": pl.Int64()}))
+
     @pytest.mark.parametrize("dtype", [pl.Date(), pl.Datetime("us"), pl.List(pl.Datetime("ms"))])
     @pytest.mark.parametrize("unit", ["s", "us"])
     def test_a_calendar_of_datetimes_in_another_unit_than_ms_is_refused(
