@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Registry:
         self._metrics = metrics
         self._models: dict[str, Model] = {}
         self._stamps: dict[tuple[str, int], Stamp] = {}
+        self._unreadable: dict[Path, str] = {}
         self._scanned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="headwater-registry", daemon=True)
@@ -117,7 +118,10 @@ class Registry:
 
     def scan(self) -> None:
         """Load what is new, drop what is gone or too old; blocks while a release loads."""
-        found = _releases(self._folder)
+        found, unreadable = _releases(self._folder)
+        for path in unreadable.keys() - self._unreadable.keys():
+            log.error("folder cannot be read", folder=str(path), error=unreadable[path])
+        self._unreadable = unreadable
         for name in found.keys() | self._models.keys():
             self._update(name, found.get(name, {}))
         self._scanned = True
@@ -144,9 +148,11 @@ class Registry:
                 # Served before the older ones are looked at.
                 self._publish(name, Model({**old.versions, **versions}, frozenset(refused)))
         for version in old.versions.keys() - versions.keys():
-            self._stamps.pop((name, version), None)
             self._metrics.release_dropped(name, version)
             log.info("release dropped", model=name, version=version)
+        # A refused version keeps its stamp, so that it is tried again only where it changed.
+        for key in [key for key in self._stamps if key[0] == name and key[1] not in stamps]:
+            del self._stamps[key]
         self._publish(name, Model(versions, frozenset(refused)) if stamps else None)
 
     def _publish(self, name: str, model: Model | None) -> None:
@@ -173,9 +179,16 @@ class Registry:
                     f"{path}: expected the release {name}/{version}, found that of {manifest.name}/"
                     f"{manifest.version}; put it into the folder that its manifest names"
                 )
-        except ReleaseError as error:
+        except Exception as error:
+            # Whatever a release is made of, the others are served.
             self._metrics.release_refused(name)
-            log.error("release refused", model=name, version=version, error=str(error))
+            log.error(
+                "release refused",
+                model=name,
+                version=version,
+                error=str(error),
+                exc_info=not isinstance(error, ReleaseError),
+            )
             return None
         seconds = time.perf_counter() - start_s
         self._metrics.release_loaded(name, version, seconds)
@@ -183,22 +196,37 @@ class Registry:
         return scorer
 
 
-def _releases(folder: Path) -> dict[str, dict[int, Stamp]]:
-    """Return the versions of each model, with a stamp that changes when a file of the release does."""
+def _releases(folder: Path) -> tuple[dict[str, dict[int, Stamp]], dict[Path, str]]:
+    """Return the versions of each model, and why a folder of a model or of a release cannot be read.
+
+    A version comes with a stamp that changes when a file of the release does.
+    """
     found: dict[str, dict[int, Stamp]] = {}
+    unreadable: dict[Path, str] = {}
     for model in folder.iterdir():
         if not _is_named(model):
             continue
         versions: dict[int, Stamp] = {}
-        # A release may go while it is looked at; it is then not there.
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with _noted(unreadable, model):
             for release in model.iterdir():
                 if _is_named(release) and is_version(release.name):
-                    with suppress(FileNotFoundError, NotADirectoryError):
+                    with _noted(unreadable, release):
                         versions[int(release.name)] = _stamp(release)
         if versions:
             found[model.name] = versions
-    return found
+    return found, unreadable
+
+
+@contextmanager
+def _noted(unreadable: dict[Path, str], path: Path) -> Generator[None, None, None]:
+    """Keep an unreadable folder, as `lost+found` is, from ending the look at the others."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        # A release may go while it is looked at; it is then not there.
+        pass
+    except OSError as error:
+        unreadable[path] = str(error)
 
 
 def _stamp(release: Path) -> Stamp:

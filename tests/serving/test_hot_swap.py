@@ -152,6 +152,43 @@ def test_corrupt_release_is_reported_and_the_old_one_serves(
     wait_until(lambda: _versions(server) == ["2", "1"])
 
 
+def test_loaded_release_that_is_spoilt_is_tried_once(
+    watched: tuple[Path, Any], write_release: Callable[..., Path], wait_until: Callable[..., None]
+) -> None:
+    folder, server = watched
+    path = write_release(folder, "shop", 2)
+    wait_until(lambda: _versions(server) == ["2", "1"])
+    with (path / "model.onnx").open("ab") as stream:
+        stream.write(b"x")
+    wait_until(lambda: _versions(server) == ["1"])
+    time.sleep(1.2)
+    assert server.metric('headwater_serving_release_failures_total{model="shop"}') == 1
+
+
+def test_unreadable_folder_or_odd_release_does_not_keep_others_from_being_served(
+    tmp_path: Path, start_server: Callable[..., Any], write_release: Callable[..., Path]
+) -> None:
+    # Links to themselves: unlike folders of mode 0, not even root reads them.
+    (tmp_path / "lost+found").symlink_to("lost+found")
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "3").symlink_to("3")
+    odd = write_release(tmp_path, "odd", 1)
+    manifest = json.loads((odd / "manifest.json").read_text())
+    manifest["files"]["a\0b"] = ""
+    (odd / "manifest.json").write_text(json.dumps(manifest))
+    write_release(tmp_path, "shop", 1)
+    server = start_server(tmp_path)
+    assert _versions(server) == ["1"]
+    write_release(tmp_path, "shop", 2)
+    time.sleep(1.2)
+    assert _versions(server) == ["2", "1"]
+    unreadable = {event["folder"] for event in server.events("folder cannot be read")}
+    assert unreadable == {str(tmp_path / "lost+found"), str(tmp_path / "shop" / "3")}
+    assert len(server.events("folder cannot be read")) == 2
+    (refused,) = server.events("release refused")
+    assert (refused["model"], refused["error"]) == ("odd", "embedded null byte")
+
+
 def test_slow_copy_is_taken_when_it_is_whole(
     watched: tuple[Path, Any], write_release: Callable[..., Path], wait_until: Callable[..., None]
 ) -> None:

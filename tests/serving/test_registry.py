@@ -47,3 +47,17 @@ def test_metadata_of_a_model_that_is_being_removed_is_of_one_look(
 
     write_release(tmp_path, "shop", 1)
     assert asyncio.run(go()).versions == ["1"]
+
+
+def test_stamps_of_refused_releases_go_with_their_folders(tmp_path: Path) -> None:
+    (tmp_path / "shop" / "1").mkdir(parents=True)
+    (tmp_path / "shop" / "2").mkdir()
+    registry = Registry(tmp_path, keep_versions=2, metrics=Metrics())
+    registry.scan()
+    assert set(registry._stamps) == {("shop", 1), ("shop", 2)}
+    (tmp_path / "shop" / "2").rmdir()
+    registry.scan()
+    assert set(registry._stamps) == {("shop", 1)}
+    shutil.rmtree(tmp_path / "shop")
+    registry.scan()
+    assert registry._stamps == {}
