@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 _FULL_DISK_TEXT = ("No space left on device", "Disk quota exceeded")
+_JSON_ASKED = r"--json(=(?!(no|n|0|false|f)$).*)?"
+"""The option as cyclopts reads it; what it refuses as a value is asked for too."""
 _DISTRIBUTION_OF = {"simdjson": "pysimdjson"}
 """Modules whose distribution has another name."""
 
@@ -48,7 +50,7 @@ _DISTRIBUTION_OF = {"simdjson": "pysimdjson"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in tokens
+    as_json = any(re.fullmatch(_JSON_ASKED, token, re.IGNORECASE) for token in tokens)
     try:
         if tokens and tokens[0] not in {*COMMANDS, "--help", "-h", "--version"}:
             return _fail(_unknown_command(tokens[0]), 2, as_json=as_json)

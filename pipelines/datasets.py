@@ -8,12 +8,11 @@ Whatever the source, the same tidy Parquet files come out, and the ratings must 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import Annotated, Literal
 import polars as pl
 from cyclopts import App, Parameter
 
-from headwater.feature_store.errors import DataError
+from headwater.feature_store.errors import DataError, HeadwaterError
 from headwater.pipelines.console import AsJson, emit, note
 
 Source = Literal["index", "grouplens"]
@@ -79,8 +78,8 @@ class Dataset:
 def get(name: str, cache: Path | None = None, *, source: Source = "index") -> Path:
     """Return the folder of a data set's Parquet files, fetching it first if it is not there.
 
-    Raises `DataError` if the name is unknown, nothing could be downloaded, or it is not what was
-    expected; the cache is then as before.
+    Raises `DataError` if the name is unknown, `HeadwaterError` if nothing could be downloaded or it
+    is not what was expected; the cache is then as before.
     """
     if name not in DATASETS:
         raise DataError(f"data set '{name}' is not known; there are: {', '.join(DATASETS)}.")
@@ -164,7 +163,7 @@ def _movielens_100k(source: Source, folder: Path) -> Tables:
         tables = read_grouplens_files(_grouplens_files(folder))
     found = ratings_sha256(tables["ratings"])
     if found != RATINGS_SHA256:
-        raise DataError(
+        raise HeadwaterError(
             f"ml-100k from {source}: the ratings have sha256 {found}, expected {RATINGS_SHA256}. "
             "The source has changed: use the other one (--from)."
         )
@@ -182,7 +181,7 @@ def _recbole_files(folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        raise DataError(
+        raise HeadwaterError(
             f"ml-100k: pip could not download {RECBOLE}: {_last_line(done.stderr)} "
             "Remedy: check the package index and the network, or use --from grouplens."
         )
@@ -193,15 +192,14 @@ def _recbole_files(folder: Path) -> Path:
 def _grouplens_files(folder: Path) -> Path:
     archive = folder / "ml-100k.zip"
     try:
-        with (
-            urllib.request.urlopen(GROUPLENS_URL, timeout=_TIMEOUT_S) as answer,
-            archive.open("wb") as file,
-        ):
-            shutil.copyfileobj(answer, file)
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise DataError(
+        with urllib.request.urlopen(GROUPLENS_URL, timeout=_TIMEOUT_S) as answer:
+            # Whole (5 MB): piece by piece, an answer that breaks off is no error.
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise HeadwaterError(
             f"ml-100k: {GROUPLENS_URL} could not be read: {error}. Remedy: use --from index."
         ) from error
+    archive.write_bytes(content)
     return unpack(archive, GROUPLENS_FOLDER, folder / "files")
 
 
@@ -210,7 +208,7 @@ def check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise DataError(
+        raise HeadwaterError(
             f"{path.name}: sha256 is {found}, expected {expected}: the download is corrupt or was "
             "changed, and is thrown away. Remedy: try again, or use another source (--from)."
         )
@@ -226,7 +224,7 @@ def unpack(archive: Path, prefix: str, folder: Path) -> Path:
                 if entry.startswith(prefix) and name and "/" not in name:
                     (folder / name).write_bytes(opened.read(entry))
     except zipfile.BadZipFile as error:
-        raise DataError(f"{archive.name}: not a zip archive ({error}). Try again.") from error
+        raise HeadwaterError(f"{archive.name}: not a zip archive ({error}). Try again.") from error
     return folder
 
 
@@ -286,7 +284,7 @@ def _read_text(
 ) -> pl.DataFrame:
     """Read every column as text: what is a number is decided once, in `_tidy`."""
     if not path.is_file():
-        raise DataError(f"{path.name}: missing from the download, which has changed its form.")
+        raise HeadwaterError(f"{path.name}: missing from the download, which has changed its form.")
     return pl.read_csv(
         path,
         separator=separator,

