@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from headwater.feature_store.schema import INT64_MIN
+
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.uint8]
 
@@ -175,6 +177,8 @@ class Groups:
     rows_G: NDArray[np.int64]
     positives_G: NDArray[np.int64]
     auc_G: NDArray[np.float64]
+    rows_missing: int
+    """Rows without a group, which are in none of the counts."""
 
     @property
     def used(self) -> int:
@@ -203,11 +207,15 @@ class Groups:
 def group_auc(
     label_N: Labels, score_N: NDArray[np.float32], group_N: NDArray[np.integer]
 ) -> Groups:
-    """Return counts and exact AUC per group.
+    """Return counts and exact AUC per group; rows of group INT64_MIN have none and are left out.
 
     Group, score and label are packed into one 64-bit key, so that one in-place sort does it all.
     Memory: about 24 bytes a row. At most 2^31 groups.
     """
+    has_group_N = group_N != INT64_MIN
+    rows_missing = len(group_N) - int(np.count_nonzero(has_group_N))
+    if rows_missing:
+        label_N, score_N, group_N = label_N[has_group_N], score_N[has_group_N], group_N[has_group_N]
     group_G = np.unique(group_N)
     assert len(group_G) < 2**31, len(group_G)
     index_N = np.searchsorted(group_G, group_N).astype(np.uint64)
@@ -223,7 +231,7 @@ def group_auc(
     group_starts = _starts(key_N[block_starts] >> np.uint64(33))
     if not len(group_starts):
         empty = np.empty(0, np.int64)
-        return Groups(group_G.astype(np.int64), empty, empty, np.empty(0))
+        return Groups(group_G.astype(np.int64), empty, empty, np.empty(0), rows_missing)
     positives_G = np.add.reduceat(block_positives, group_starts)
     negatives_G = np.add.reduceat(block_negatives, group_starts)
     negatives_before = np.cumsum(block_negatives) - block_negatives
@@ -234,7 +242,8 @@ def group_auc(
     pairs_G = positives_G * negatives_G
     with np.errstate(invalid="ignore"):
         auc_G = np.add.reduceat(twice, group_starts) / (2 * pairs_G)
-    return Groups(group_G.astype(np.int64), positives_G + negatives_G, positives_G, auc_G)
+    rows_G = positives_G + negatives_G
+    return Groups(group_G.astype(np.int64), rows_G, positives_G, auc_G, rows_missing)
 
 
 def _ordered_bits(score_N: NDArray[np.float32]) -> NDArray[np.uint64]:

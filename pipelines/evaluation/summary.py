@@ -32,7 +32,12 @@ def summarise(scores: Scores, columns: list[fs.EncodedColumn], *, seed: int = 0)
         "mean_prob": sums.mean_prob,
         "metrics": values,
         "groups": groups
-        and {"used": groups.used, "skipped": groups.skipped, "rows_used": groups.rows_used},
+        and {
+            "used": groups.used,
+            "skipped": groups.skipped,
+            "rows_used": groups.rows_used,
+            "rows_missing": groups.rows_missing,
+        },
         "intervals": {
             name: None if np.isnan(pair[0]) else list(pair)
             for name, pair in (("auc", bounds.auc), ("logloss", bounds.logloss))

@@ -160,11 +160,35 @@ def test_scores_without_slice_columns_or_of_one_class_are_summarised(tmp_path: P
     assert np.isnan(found["metrics"]["auc"])
     assert np.isnan(found["metrics"]["gauc"])
     assert found["metrics"]["logloss"] == pytest.approx(np.log(2))
-    assert found["groups"] == {"used": 0, "skipped": 4, "rows_used": 0}
+    assert found["groups"] == {"used": 0, "skipped": 4, "rows_used": 0, "rows_missing": 0}
     assert found["intervals"]["auc"] is None
     assert found["roc"] == {"fpr": [], "tpr": []}
     assert [row["rows"] for row in found["calibration_bins"]] == [4]
     assert found["slices"] == []
+
+
+def test_rows_without_a_group_are_in_no_group_and_are_counted(tmp_path: Path) -> None:
+    logit = np.array([0, 1, 2, 3, 9, 8, 7], np.float32)
+    label = np.array([0, 1, 1, 0, 0, 1, 1], np.uint8)
+    group = np.array([5, 5, 6, 6, *[fs.INT64_MIN] * 3])
+
+    def summary(name: str, rows: slice) -> dict[str, Any]:
+        with ScoreWriter(tmp_path, name) as writer:
+            writer.add(
+                logit=logit[rows],
+                label=label[rows],
+                slices=np.empty((len(label[rows]), 0), np.int32),
+                group=group[rows],
+            )
+        return summarise(join_parts(tmp_path, name, num_slices=0), [])
+
+    found = summary("test", slice(None))
+    assert found["rows"] == 7
+    assert found["metrics"]["gauc"] == 0.5
+    assert found["groups"] == {"used": 2, "skipped": 0, "rows_used": 4, "rows_missing": 3}
+    alone = summary("valid", slice(4, None))
+    assert np.isnan(alone["metrics"]["gauc"])
+    assert alone["groups"] == {"used": 0, "skipped": 0, "rows_used": 0, "rows_missing": 3}
 
 
 def test_importance_is_the_drop_of_the_columns_that_decide(click_schema: fs.Schema) -> None:

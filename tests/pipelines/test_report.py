@@ -200,7 +200,15 @@ def test_report_has_every_section_and_its_numbers(tmp_path: Path) -> None:
         "The resolved job",
     ):
         assert title in page.words
-    for text in ("0.79000 .. 0.81000", "1,234,567", "123,457", "2.0 GB", "1 min 15 s", "20.00 %"):
+    for text in (
+        "0.79000 .. 0.81000",
+        "1,234,567",
+        "123,457",
+        "5 rows without a group left out",
+        "2.0 GB",
+        "1 min 15 s",
+        "20.00 %",
+    ):
         assert text in page.text
     assert page.tags.count("img") == 4
 
