@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from headwater.serving.errors import (
     DeadlineError,
@@ -22,7 +22,7 @@ from headwater.serving.messages import RankRequest, RankResponse
 from headwater.serving.routes import Request, Response, Route, json_response
 from headwater.serving.scorer import Scorer
 from headwater.serving.service import Service
-from headwater.serving.signature import LENGTH, Arrays, Signature
+from headwater.serving.signature import LENGTH, Arrays, Signature, repeat
 from headwater.serving.tensors import any_json, decode_json, flat, from_json, ragged
 
 _request = msgspec.json.Decoder(RankRequest)
@@ -35,7 +35,8 @@ async def rank(service: Service, request: Request) -> Response:
     size = len(request.body)
     message = await service.decode(size, decode_json, _request, memoryview(request.body))
     _, scorer = service.registry.get(message.model, message.version)
-    arrays, num_rows = await service.decode(size, decode, message, scorer)
+    check_size = service.batcher.check_size
+    arrays, num_rows = await service.decode(size, decode, message, scorer, check_size)
     scores = await service.score(scorer, arrays, num_rows)
     return json_response(
         RankResponse(
@@ -47,15 +48,23 @@ async def rank(service: Service, request: Request) -> Response:
     )
 
 
-def decode(message: RankRequest, scorer: Scorer) -> tuple[Arrays, int]:
-    """Return the checked tensors of a request and the number of its candidates."""
+def decode(
+    message: RankRequest, scorer: Scorer, check_size: Callable[[int], None]
+) -> tuple[Arrays, int]:
+    """Return the checked tensors of a request and the number of its candidates.
+
+    `check_size` gets this number before anything of that size is made.
+    """
     signature = scorer.signature
     data = memoryview(message.candidates)
     if data[:1].tobytes() == b"[":
         objects = decode_json(_objects, data, "$.candidates")
-        arrays, num_rows = _from_objects(objects, signature), len(objects)
+        num_rows = len(objects)
+        check_size(num_rows)
+        arrays = _from_objects(objects, signature)
     else:
-        arrays, num_rows = _from_columns(decode_json(_columns, data, "$.candidates"), signature)
+        columns = decode_json(_columns, data, "$.candidates")
+        arrays, num_rows = _from_columns(columns, signature, check_size)
     for name, raw in message.context.items():
         column = _column(signature, name, "$.context")
         if name in arrays:
@@ -67,7 +76,7 @@ def decode(message: RankRequest, scorer: Scorer) -> tuple[Arrays, int]:
             raise fault.at(f"$.context.{name}", place) from None
         for tensor, array in once.items():
             is_context = column.role == "context" and num_rows > 0
-            arrays[tensor] = array if is_context else np.repeat(array, num_rows, axis=0)
+            arrays[tensor] = array if is_context else repeat(tensor, array, num_rows)
     return arrays, num_rows
 
 
@@ -106,7 +115,9 @@ def _from_objects(objects: list[dict[str, Any]], signature: Signature) -> Arrays
     return arrays
 
 
-def _from_columns(columns: dict[str, msgspec.Raw], signature: Signature) -> tuple[Arrays, int]:
+def _from_columns(
+    columns: dict[str, msgspec.Raw], signature: Signature, check_size: Callable[[int], None]
+) -> tuple[Arrays, int]:
     if not columns:
         raise RequestError("$.candidates: expected at least one input, found none")
     arrays: Arrays = {}
@@ -119,6 +130,7 @@ def _from_columns(columns: dict[str, msgspec.Raw], signature: Signature) -> tupl
                 if not isinstance(values, list):
                     found = shorten(repr(values), 60)
                     raise Misfit(expected="a list for each candidate", found=found)
+                check_size(len(values))
                 tensors = _tensors(column, values)
             else:
                 tensors = {name: from_json(raw, column.dtype).reshape(-1, 1)}
@@ -126,6 +138,7 @@ def _from_columns(columns: dict[str, msgspec.Raw], signature: Signature) -> tupl
             raise fault.at(f"$.candidates.{name}") from None
         rows = tensors[name].shape[0]
         if num_rows is None:
+            check_size(rows)
             num_rows, first = rows, name
         elif rows != num_rows:
             raise RequestError(

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from headwater.feature_store.schema import INT64_MIN
-from headwater.serving.errors import Misfit, RequestError, shorten, unknown_name
+from headwater.serving.errors import Misfit, RequestError, TooLargeError, shorten, unknown_name
 from headwater.serving.manifest import Feature, Input
-from headwater.serving.tensors import MISSING, NUMPY, Array, flat, missing, ragged
+from headwater.serving.tensors import MAX_CELLS, MISSING, NUMPY, Array, flat, missing, ragged
 
 Arrays = dict[str, Array]
 
@@ -78,8 +78,14 @@ class Signature:
     def complete(self, arrays: Mapping[str, Array], num_rows: int) -> Arrays:
         """Return a tensor for each input of the graph from checked `arrays`; what is absent is missing.
 
-        Raises `RequestError` where rows disagree or a length is not within its list.
+        Raises `RequestError` where rows disagree or a length is not within its list, `TooLargeError`
+        where a list given once is too long to be repeated.
         """
+        # Before anything is made of them: a tensor of no columns may claim any number of rows.
+        for name, array in arrays.items():
+            once = self.tensors[name].role == "context" and array.shape[0] == 1
+            if not once and array.shape[0] != num_rows:
+                raise self._wrong_rows(name, arrays, num_rows)
         # The graph broadcasts all context inputs or none.
         context_rows = max(
             (a.shape[0] for name, a in arrays.items() if self.tensors[name].role == "context"),
@@ -92,10 +98,8 @@ class Signature:
             array = arrays.get(name)
             if array is None:
                 array = self._absent(name, tensor, arrays, rows)
-            elif is_context and array.shape[0] == 1:
-                array = np.repeat(array, rows, axis=0) if rows != 1 else array
-            elif array.shape[0] != num_rows:
-                raise self._wrong_rows(name, arrays, num_rows)
+            elif array.shape[0] != rows:
+                array = repeat(name, array, rows)
             feeds[name] = array
         for column in self.inputs.values():
             if column.is_list:
@@ -179,6 +183,17 @@ class Signature:
             if count:
                 counts[name] = int(count)
         return counts
+
+
+def repeat(name: str, array: Array, num_rows: int) -> Array:
+    """Return the one row of the tensor `name` `num_rows` times; `TooLargeError` beyond `MAX_CELLS`."""
+    width = array.shape[1]
+    if num_rows * width > MAX_CELLS:
+        raise TooLargeError(
+            f"input {name!r}: a list of {width} values for each of {num_rows} rows: expected at most "
+            f"{MAX_CELLS} values in all; send a shorter list, or fewer rows"
+        )
+    return np.repeat(array, num_rows, axis=0)
 
 
 def _same_width(arrays: list[Array], tensor: Input) -> list[Array]:

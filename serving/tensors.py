@@ -46,7 +46,7 @@ _KINDS: dict[Dtype, tuple[type, ...]] = {
     "string": (str,),
 }
 MAX_CELLS = 2**24
-"""Padding one long list among many short ones must not cost more memory than this many values."""
+"""Padding short lists to one long one, or repeating one for each row, makes at most this many values."""
 
 _STRINGS = msgspec.json.Decoder(list[str])
 _ANY = msgspec.json.Decoder()

@@ -227,6 +227,40 @@ def test_no_rows_give_no_scores(server: Any) -> None:
     assert len(_scores(_post(server, [tags]))) == 2
 
 
+_ITEM_1 = {"name": "item", "datatype": "INT64", "shape": [1, 1], "data": [1]}
+_USERS = {"name": "user", "datatype": "INT64", "shape": [8000, 1], "data": [1] * 8000}
+_NOTHING = {"name": "recent", "datatype": "INT64", "shape": [2**31, 0], "data": []}
+_LONG = {"name": "recent", "datatype": "INT64", "shape": [1, 400_000], "data": [1] * 400_000}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "message"),
+    [
+        (
+            [_ITEM_1, _NOTHING],
+            400,
+            "input 'recent': expected 1 row (as 'item' has 1), found 2147483648",
+        ),
+        (
+            [_USERS, _NOTHING, {**_ITEM_1, "shape": [2, 1], "data": [1, 2]}],
+            400,
+            "input 'user': expected 2 rows or 1 (as 'item' has 2), found 8000",
+        ),
+        (
+            [_USERS, _LONG],
+            413,
+            "input 'recent': a list of 400000 values for each of 8000 rows: expected at most 16777216",
+        ),
+    ],
+)
+def test_context_that_would_be_made_too_large_is_refused(
+    server: Any, inputs: list[dict[str, Any]], status: int, message: str
+) -> None:
+    answer = _post(server, inputs)
+    assert answer[0] == status, answer
+    assert message in answer[1]["error"]
+
+
 def test_integer_beyond_2_to_53_is_exact(server: Any) -> None:
     def ask(lengths: int) -> tuple[int, Any]:
         recent = {"name": "recent", "datatype": "INT64", "shape": [1, 2], "data": [lengths, 0]}

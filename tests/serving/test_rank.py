@@ -194,6 +194,29 @@ def test_bad_input_is_refused_with_its_path(server: Any, body: Any, message: str
     assert message in answer["error"]
 
 
+def test_list_given_once_is_not_repeated_for_more_candidates_than_a_request_may_have(
+    start_server: Callable[..., Any], shop: Path
+) -> None:
+    server = start_server(shop, max_body_bytes=8 * 1024 * 1024)
+    before = _peak_bytes(server)
+    candidates = [
+        b"[" + b",".join([b"{}"] * 1_000_000) + b"]",
+        b'{"item":[%s1]}' % (b"1," * 999_999),
+    ]
+    for each in candidates:
+        tags = b",".join([b'"new"'] * 1000)
+        body = b'{"model":"shop","context":{"tags":[%s]},"candidates":%s}' % (tags, each)
+        status, answer = server.post("/v1/rank", body)
+        assert status == 413
+        assert "1000000 rows: expected at most 8192" in answer["error"]
+    assert _peak_bytes(server) - before < 400e6
+
+
+def _peak_bytes(server: Any) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
@@ -202,6 +225,16 @@ def test_bad_input_is_refused_with_its_path(server: Any, body: Any, message: str
         ({"model": "shop", "version": -1}, 404, "version -1 is not loaded"),
         ({"model": "m" * 10_000}, 404, "unknown model"),
         ({"model": "shop", "candidates": [{}] * 9000}, 413, "9000 rows: expected at most 8192"),
+        (
+            {"model": "shop", "candidates": {"tags": [[]] * 9000}},
+            413,
+            "9000 rows: expected at most 8192",
+        ),
+        (
+            {"model": "shop", "candidates": [{}] * 8000, "context": {"tags": ["new"] * 3000}},
+            413,
+            "input 'tags': a list of 3000 values for each of 8000 rows: expected at most 16777216",
+        ),
     ],
 )
 def test_unknown_model_and_too_many_rows(
