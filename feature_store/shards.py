@@ -28,6 +28,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import ShardError
+from headwater.feature_store.files import file_sha256
 from headwater.feature_store.schema import Schema
 
 FORMAT_VERSION = 1
@@ -320,8 +321,7 @@ def _check_size(path: Path, shard: ShardInfo) -> None:
 
 
 def _check_hash(path: Path, shard: ShardInfo) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     if digest != shard.sha256:
         raise ShardError(
             f"{path}: the shard is corrupt: its SHA-256 is {digest[:12]}.., its manifest says "

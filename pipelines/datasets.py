@@ -24,6 +24,7 @@ import polars as pl
 from cyclopts import App, Parameter
 
 from headwater.feature_store.errors import DataError, HeadwaterError
+from headwater.feature_store.files import file_sha256
 from headwater.pipelines.console import AsJson, emit, note
 
 Source = Literal["index", "grouplens"]
@@ -205,8 +206,7 @@ def _grouplens_files(folder: Path) -> Path:
 
 def check_sha256(path: Path, expected: str) -> None:
     """Refuse a download whose content is not the expected one."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != expected:
         raise HeadwaterError(
             f"{path.name}: sha256 is {found}, expected {expected}: the download is corrupt or was "

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 
 from headwater.feature_store.errors import JobError
+from headwater.feature_store.files import file_sha256
 from headwater.feature_store.schema import Schema
 from headwater.models.network import CTRNetwork
 from headwater.pipelines.console import note
@@ -30,7 +31,7 @@ from headwater.pipelines.release.builder import OUTPUT
 from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.graph import release_graph, slot_tables
 from headwater.pipelines.release.parity import check, torch_scores
-from headwater.pipelines.release.writer import digest, publish
+from headwater.pipelines.release.writer import publish
 from headwater.pipelines.runs import Run
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.training.assemble import load_trained
@@ -123,7 +124,7 @@ def export_network(
         manifest = msgspec.structs.replace(
             manifest,
             parity=parity.values(),
-            files={path.name: digest(path) for path in files},
+            files={path.name: file_sha256(path) for path in files},
             golden=Golden(
                 rows=golden.to_dict(as_series=False),
                 scores=scores.tolist(),

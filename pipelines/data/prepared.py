@@ -10,7 +10,6 @@ prepared/<name>/<key>/
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ import msgspec
 import numpy as np
 
 from headwater.feature_store.errors import ShardError
+from headwater.feature_store.files import file_sha256
 from headwater.feature_store.schema import Schema, read_schema
 from headwater.feature_store.shards import MANIFEST, ShardSet, read_manifest
 
@@ -106,7 +106,7 @@ def write_about(folder: Path, splits: tuple[SplitName, ...], created: Mapping[st
     about = About(
         format_version=FORMAT_VERSION,
         splits=splits,
-        files={name: _sha256(folder / name) for name in names},
+        files={name: file_sha256(folder / name) for name in names},
         created=dict(created),
     )
     text = msgspec.json.format(msgspec.json.encode(about), indent=2)
@@ -132,7 +132,7 @@ def load_prepared(path: Path) -> Prepared:
     for name, expected in about.files.items():
         if not (path / name).exists():
             raise ShardError(f"{path / name}: the file is absent. {_REMEDY}")
-        found = _sha256(path / name)
+        found = file_sha256(path / name)
         if found != expected:
             raise ShardError(
                 f"{path / name}: the file is corrupt: its SHA-256 is {found[:12]}.., {ABOUT} says "
@@ -151,8 +151,3 @@ def time_text(ms: int) -> str:
 
 
 _REMEDY = "Delete the folder and prepare the data again."
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -33,9 +32,3 @@ def publish(part: Path, folder: Path, manifest: Manifest) -> Path:
             target = folder / str(version)
             if rename_new(part, target):
                 return target
-
-
-def digest(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,6 @@ anything changes: what the index does not name is rubbish, and is removed by the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from headwater.feature_store.errors import OutputError, RunError
+from headwater.feature_store.files import file_sha256
 from headwater.pipelines.output import sync, write_whole, writing
 
 INDEX = "index.json"
@@ -78,7 +78,7 @@ class Checkpoints:
         for name, digest in entry["files"].items():
             path = self.folder / entry["folder"] / name
             try:
-                found = _digest(path)
+                found = file_sha256(path)
             except OSError as error:
                 raise RunError(f"{path}: cannot be read: {error.strerror}. {_LOST}") from error
             if found != digest:
@@ -124,7 +124,7 @@ def _write(path: Path, tree: Any) -> str:
             torch.save(tree, file)
             file.flush()
             os.fsync(file.fileno())
-        return _digest(path)
+        return file_sha256(path)
     except (OSError, RuntimeError) as error:
         # torch's zip writer hides the OSError of a full disk behind a RuntimeError.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -132,8 +132,3 @@ def _write(path: Path, tree: Any) -> str:
         raise OutputError(
             f"{path}: cannot be written: {reason}. Free space; the checkpoint before is untouched."
         ) from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
