@@ -78,9 +78,9 @@ def workspace(folder: Path) -> Generator[Path]:
     with writing(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder):
             for left in folder.glob(f"{TEMPORARY}*"):
-                with contextlib.suppress(OSError), _locked(left, wait=False):
+                with contextlib.suppress(OSError), locked(left, wait=False):
                     shutil.rmtree(left)
             part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
             # mkdtemp keeps others out; a service under another user must read the result.
@@ -125,7 +125,8 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Generator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Generator[None]:
+    """Keep other processes out of the same block; without `wait`, OSError where one is in it."""
     lock = _lock(folder, wait=wait)
     try:
         yield

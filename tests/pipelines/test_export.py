@@ -6,6 +6,7 @@ import json
 import math
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -292,7 +293,7 @@ def test_a_full_disk_leaves_earlier_versions(
     network = make_network("fm", embedding_dim=4)
     with largest_file(10_000), pytest.raises(OutputError):
         export_network(network, click_schema, click_rows, make_job("fm"), release.parent.parent)
-    assert [path.name for path in release.parent.iterdir()] == ["1"]
+    assert sorted(path.name for path in release.parent.iterdir()) == [".last-version", "1"]
 
 
 KILLED = """
@@ -336,6 +337,25 @@ def test_two_exports_at_once_take_two_versions(release: Path) -> None:
         thread.join()
     assert sorted(path.name for path in made) == ["2", "3", "4", "5"]
     assert all(read_manifest(path).version == int(path.name) for path in made)
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(
+    release: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network, releases = make_network("fm", embedding_dim=4), release.parent.parent
+    shutil.rmtree(release)
+    second = export_network(network, click_schema, click_rows, make_job("fm"), releases)
+    assert (second.name, read_manifest(second).version) == ("2", 2)
+    (release.parent / ".last-version").write_text("two")
+    with pytest.raises(OutputError, match=r"\.last-version: expected the number of the last"):
+        export_network(network, click_schema, click_rows, make_job("fm"), releases)
+    (release.parent / ".last-version").unlink()
+    third = export_network(network, click_schema, click_rows, make_job("fm"), releases)
+    assert third.name == "3"
 
 
 def test_unknown_context_column_names_the_nearest(
