@@ -1,4 +1,4 @@
-"""What a command shows: its result, its progress and its log.
+"""What a command shows: its result and its progress.
 
 Results go to standard output and everything else to standard error, so that
 `headwater run --json | tail -1` is one JSON object. A progress bar appears on a terminal only; a
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import msgspec
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-T = TypeVar("T")
 
 AsJson = Annotated[
     bool, Parameter(name="--json", negative=(), help="End with the result as one line of JSON.")
@@ -119,50 +117,6 @@ class Progress:
             self._bar.close()
         elif error is None and self._closing:
             note(self.line())
-
-
-def progress(
-    items: Iterable[T],
-    description: str,
-    *,
-    total: int | None = None,
-    unit: str = "steps",
-) -> Iterator[T]:
-    """Yield `items`, counting each as one unit of a `Progress`."""
-    with Progress(description, total=total, unit=unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()
-
-
-def configure_logging(*, as_json: bool) -> None:
-    """Send structlog to standard error: JSON lines for services, readable lines otherwise."""
-    # Late: `headwater --help` logs nothing.
-    import structlog
-
-    renderer: structlog.types.Processor
-    if as_json:
-        renderer = structlog.processors.JSONRenderer()
-        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        trace: structlog.types.Processor = structlog.processors.dict_tracebacks
-    else:
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
-        trace = structlog.processors.StackInfoRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            stamp,
-            trace,
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,
-    )
 
 
 def _plain(value: object) -> object:

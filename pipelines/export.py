@@ -7,7 +7,6 @@ temporary folder beside the versions; only a complete and proven release is rena
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import math
 import time
@@ -35,6 +34,7 @@ from headwater.pipelines.release.writer import publish
 from headwater.pipelines.runs import Run
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.training.assemble import load_trained
+from headwater.pipelines.validate import context_problems
 from headwater.serving.manifest import (
     FORMAT_VERSION,
     MODEL_NAME,
@@ -97,7 +97,9 @@ def export_network(
         First and last event time of the training data, UTC milliseconds.
     """
     settings = job.export
-    _check_context(settings.context, schema)
+    problems = context_problems(settings.context, [column.name for column in schema.raw])
+    if problems:
+        raise JobError("\n".join(problems))
     golden, made = golden_rows(schema, sample, settings.golden_rows)
     rows = pl.concat([sample.select(golden.columns), made])
     network.eval()
@@ -181,12 +183,3 @@ def _describe(
         files={},
         golden=Golden(rows={}, scores=[], tolerance=job.export.tolerance),
     )
-
-
-def _check_context(context: list[str], schema: Schema) -> None:
-    known = [column.name for column in schema.raw]
-    for name in context:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            raise JobError(f"export.context: {name!r} is no raw column of a feature. {hint}")

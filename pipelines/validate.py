@@ -222,10 +222,16 @@ def _check_context(job: Job, result: Validation) -> None:
 
     columns = (each for each in job.features.columns if isinstance(each, Column))
     read = list(dict.fromkeys(column.inputs[0] for column in columns))
-    for name in job.export.context:
-        if name not in read:
-            hint = _near(name, read)
-            result.problems.append(f"export.context: {name!r} is no raw column of a feature.{hint}")
+    result.problems += context_problems(job.export.context, read)
+
+
+def context_problems(context: Iterable[str], read: list[str]) -> list[str]:
+    """Return a line for each entry of `export.context` that is no raw column which features read."""
+    return [
+        f"export.context: {name!r} is no raw column of a feature.{_near(name, read)}"
+        for name in context
+        if name not in read
+    ]
 
 
 def _describe(job: Job, source: Source, result: Validation) -> None:
