@@ -19,7 +19,12 @@ from granian.rsgi import ProtocolClosed
 
 from headwater.serving import oip, rank
 from headwater.serving.bodies import inflate, read_body
-from headwater.serving.errors import DeadlineError, RequestError, SlowRequestError
+from headwater.serving.errors import (
+    DeadlineError,
+    QueueFullError,
+    RequestError,
+    SlowRequestError,
+)
 from headwater.serving.messages import Failure
 from headwater.serving.openapi import openapi
 from headwater.serving.routes import JSON, Request, Response, Route, Router, json_response
@@ -42,18 +47,18 @@ async def metrics(service: Service, _: Request) -> Response:
     return Response(service.metrics.text(), headers=[("content-type", "text/plain; version=0.0.4")])
 
 
-async def openapi_page(_service: Service, _: Request) -> Response:
-    """Answer with the OpenAPI page of all routes."""
-    return Response(_PAGE, headers=[JSON])
+async def openapi_page(service: Service, _: Request) -> Response:
+    """Answer with the OpenAPI page of all routes and of the releases that are loaded."""
+    page = openapi(ROUTES, service.registry.models)
+    return Response(msgspec.json.encode(page), headers=[JSON])
 
 
 ROUTES: tuple[Route, ...] = (
     *oip.ROUTES,
     *rank.ROUTES,
-    Route("GET", "/metrics", metrics, "Metrics for Prometheus"),
-    Route("GET", "/openapi.json", openapi_page, "This page"),
+    Route("GET", "/metrics", metrics, "Metrics for Prometheus", media_type="text/plain"),
+    Route("GET", "/openapi.json", openapi_page, "This page", media_type="application/json"),
 )
-_PAGE = msgspec.json.encode(openapi(ROUTES))
 
 
 class _Open:
@@ -116,6 +121,9 @@ class Application:
             entry.is_read = True
             route, params = self._router.find(scope.method, scope.path)
             entry.route = route.path
+            if QueueFullError in route.errors:
+                # Before anything is done with the body: a refusal that costs much is no relief.
+                self._service.admission.check()
             encoding = headers.get("content-encoding")
             if encoding is not None:
                 body = await self._service.decode(

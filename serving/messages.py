@@ -49,6 +49,7 @@ Rows = Annotated[
         },
     ),
 ]
+Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Parameters = dict[str, bool | int | float | str | None]
 
 
@@ -85,7 +86,7 @@ class InferOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     datatype: Datatype
     shape: list[int]
     parameters: dict[str, int] = {}
-    data: list[float] | None = None
+    data: list[Score] | None = None
 
 
 class InferResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -148,7 +149,7 @@ class RankResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
     model: str
     version: int
     id: str | None = None
-    scores: list[float]
+    scores: list[Score]
 
 
 class Failure(msgspec.Struct, kw_only=True):

@@ -71,6 +71,11 @@ class Registry:
         """Return whether the folder was read once and a model in it can be served."""
         return self._scanned and any(model.versions for model in self._models.values())
 
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The models in the folder, by name."""
+        return self._models
+
     def get(self, name: str, version: int | None = None) -> tuple[Model, Scorer]:
         """Return a model and the scorer of a version, its newest where none is named, of one look.
 

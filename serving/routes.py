@@ -58,7 +58,9 @@ class Route:
     request: type | None = None
     """Type of the JSON body, None where there is none."""
     response: type | None = None
-    """Type of the JSON answer, None where it is empty or text."""
+    """Type of the JSON answer, None where it is no message."""
+    media_type: str | None = None
+    """Of an answer that is no message, None where it is empty."""
     errors: tuple[type[RequestError], ...] = ()
     """What the handler can raise, besides what every route can."""
 
