@@ -77,7 +77,7 @@ def write_job(
     from headwater.pipelines.first_job.guess import guess
     from headwater.pipelines.first_job.profile import look_at
     from headwater.pipelines.job import parse_job
-    from headwater.pipelines.runs import write_whole
+    from headwater.pipelines.output import write_whole
 
     files = [find_files(pattern) for pattern in data]
     parts = _parts(data, files)

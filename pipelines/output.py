@@ -1,7 +1,7 @@
 """How results are written: whole or not at all, and durably.
 
 A file or a folder is written under a temporary name, synced and renamed, so that a reader sees the old one
-or the new one and never a part. A killed process leaves a temporary folder, which the next one removes: it
+or the new one and never a part. What a killed process leaves under such a name, the next one removes: it
 tells leavings from work in progress by a lock that the kernel releases with the process, never by age.
 """
 
@@ -10,16 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from headwater.feature_store.errors import OutputError
 
 TEMPORARY = ".tmp-"
+_TOKEN_CHARS = 8
 
 
 @contextlib.contextmanager
@@ -41,18 +45,43 @@ def writing(path: Path) -> Generator[None]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file as a whole and durably; OutputError where it cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Generator[BinaryIO]:
+    """Yield an empty file, which takes the name `path`, durably, when the block ends without an error.
+
+    What is there before stays until then, and stays on an error. OutputError where it cannot be written.
+    """
     with writing(path):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _TOKEN_CHARS}.part"):
+            with contextlib.suppress(OSError), locked(left, wait=False):
+                left.unlink()
+        part, file = _new_part(path)
         try:
-            with part.open("wb") as file:
-                file.write(content)
+            with file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
-        except OSError:
+                part.replace(path)
+        except BaseException:
             part.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def _new_part(path: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file beside `path`, locked until it is closed."""
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_CHARS // 2)}.part")
+        file = part.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Between these two, another process may have taken it for a leaving.
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()
 
 
 @contextlib.contextmanager
@@ -125,18 +154,18 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Generator[None]:
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     """Keep other processes out of the same block; without `wait`, OSError where one is in it."""
-    lock = _lock(folder, wait=wait)
+    lock = _lock(path, wait=wait)
     try:
         yield
     finally:
         os.close(lock)
 
 
-def _lock(folder: Path, *, wait: bool) -> int:
-    """Return a handle that locks a folder until it is closed; OSError if it is taken."""
-    handle = os.open(folder, os.O_RDONLY)
+def _lock(path: Path, *, wait: bool) -> int:
+    """Return a handle that locks a file or folder until it is closed; OSError if it is taken."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

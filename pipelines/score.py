@@ -6,7 +6,6 @@ reads and writes batch by batch: memory does not grow with the file. No torch.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from headwater.pipelines.console import Progress
 from headwater.pipelines.data.sources import Chunk, Table, find_files
 from headwater.pipelines.data.staging import normal
 from headwater.pipelines.data.text_types import number
-from headwater.pipelines.output import sync, writing
+from headwater.pipelines.output import whole_file
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release
 from headwater.serving.signature import LENGTH, Arrays
@@ -176,24 +175,15 @@ def _writing(
     nested = [name for name, dtype in types.items() if dtype.is_nested()]
     if out.suffix == ".csv" and nested:
         raise DataError(f"{out}: CSV cannot hold the lists of {nested[0]!r}; write to .parquet.")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with writing(out):
-        try:
-            with part.open("wb") as file:
-                empty = pl.DataFrame(schema=types)
-                if out.suffix == ".csv":
-                    file.write(empty.write_csv().encode())
-                    yield lambda rows: _append_csv(file, rows)
-                else:
-                    schema = empty.to_arrow().schema
-                    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                        yield lambda rows: writer.write_table(rows.to_arrow().cast(schema))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(out)
-        finally:
-            part.unlink(missing_ok=True)
-        sync(out.parent)
+    empty = pl.DataFrame(schema=types)
+    with whole_file(out) as file:
+        if out.suffix == ".csv":
+            file.write(empty.write_csv().encode())
+            yield lambda rows: _append_csv(file, rows)
+        else:
+            schema = empty.to_arrow().schema
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                yield lambda rows: writer.write_table(rows.to_arrow().cast(schema))
 
 
 def _append_csv(file: BinaryIO, rows: pl.DataFrame) -> None:

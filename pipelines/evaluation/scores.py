@@ -139,9 +139,10 @@ def join_parts(folder: Path, split: str, *, num_slices: int, world_size: int = 1
                     _join(path, parts[kind], DTYPES[kind], shape)
             for kind, path in joined.items():
                 target = folder / f"{split}.{kind}.npy"
-                target.unlink(missing_ok=True)
                 if path.exists():
-                    path.rename(target)
+                    path.replace(target)
+                else:
+                    target.unlink(missing_ok=True)
     finally:
         for path in (*joined.values(), *(each for paths in parts.values() for each in paths)):
             path.unlink(missing_ok=True)
@@ -161,7 +162,7 @@ def _join(
 
 
 def _part(folder: Path, split: str, kind: str, rank: int) -> Path:
-    return folder / f"{split}.{kind}.{rank}.part"
+    return folder / f".{split}.{kind}.{rank}.part"
 
 
 def slice_columns(schema: Schema) -> list[tuple[EncodedColumn, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from headwater.pipelines.runs import write_whole
+from headwater.pipelines.output import write_whole
 
 ABSENT = "-"
 """Shown where there is no value."""

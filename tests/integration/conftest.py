@@ -8,7 +8,10 @@ puts it back.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -306,3 +309,81 @@ def refused(
         return message
 
     return check
+
+
+def writes(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
+    """Tell whether an audit event announces a call that changes what is in a folder."""
+    if event == "open":
+        flags = arguments[2]
+        is_change = isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+    else:
+        is_change = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+    if not is_change or not isinstance(arguments[0], str | os.PathLike):
+        return False
+    # A name relative to an open folder counts as one of the current folder.
+    return str(Path(arguments[0]).absolute()).startswith(f"{folder}/")
+
+
+KILLED = f"""
+import os, signal, sys
+from pathlib import Path
+from typing import Any
+{inspect.getsource(writes)}
+folder, left = os.getcwd(), int(sys.argv[1])
+def hook(event, arguments):
+    global left
+    if writes(event, arguments, folder):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+from headwater.pipelines.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def killed() -> Callable[..., None]:
+    """Give a function that runs a command in the current folder, and kills it before its n-th call."""
+
+    def run(*arguments: str | Path, before_call: int) -> None:
+        command = [sys.executable, "-c", KILLED, str(before_call), *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_S, check=False
+        )
+        assert done.returncode == -signal.SIGKILL, f"{arguments}: not killed\n{done.stderr}"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def calls() -> Callable[..., int]:
+    """Give a function that counts the calls of `act` that change what is in the current folder."""
+    counting = False
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if counting and writes(event, arguments, str(Path.cwd())):
+            count += 1
+
+    sys.addaudithook(hook)  # which stays, and does nothing at other times
+
+    def run(act: Callable[[], object]) -> int:
+        nonlocal counting, count
+        counting, count = True, 0
+        try:
+            act()
+        finally:
+            counting = False
+        return count
+
+    return run
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Return a generator whose seed is printed; KILL_SEED sets it."""
+    seed = int(os.environ.get("KILL_SEED") or random.randrange(2**32))
+    print(f"KILL_SEED={seed}")
+    return random.Random(seed)
