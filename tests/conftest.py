@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -29,3 +33,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+MEASURED = {"seconds", "total_seconds", "rows_per_second"}
+"""What no two trainings share."""
+
+
+@pytest.fixture(scope="session")
+def same_training() -> Callable[..., None]:
+    """Give a function: two runs have the same weights, states and history, bit by bit, but for times."""
+
+    def check(left: Path, right: Path, *, only_best: bool = False) -> None:
+        from headwater.pipelines.training.checkpoint import Checkpoints
+
+        def content(run: Path) -> dict[str, Any]:
+            checkpoints = Checkpoints(run / "checkpoint")
+            best = {"best": checkpoints.load("best")}
+            if only_best:
+                return best
+            history = json.loads((run / "metrics.json").read_text())["history"]
+            return {**best, "latest": checkpoints.load("latest"), "history": history}
+
+        require_same(content(left), content(right), "run")
+
+    return check
+
+
+def require_same(left: Any, right: Any, path: str) -> None:
+    import torch
+
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left.keys() - MEASURED:
+            require_same(left[key], right[key], f"{path}.{key}")
+    elif isinstance(left, list):
+        assert len(left) == len(right), path
+        for i, pair in enumerate(zip(left, right, strict=True)):
+            require_same(*pair, f"{path}[{i}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    else:
+        assert left == right, path

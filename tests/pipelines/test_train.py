@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -33,26 +32,32 @@ from headwater.pipelines.evaluate import evaluate
 from headwater.pipelines.job import Job
 from headwater.pipelines.runs import Run, create_run, open_run
 from headwater.pipelines.train import train
-from headwater.pipelines.training import assemble, checkpoint
+from headwater.pipelines.training import assemble
 from headwater.pipelines.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
 
 TinyJob = Callable[..., Job]
+SameTraining = Callable[..., None]
 
 MODES = ("fused", "dense")
-TIMES = {"seconds", "total_seconds", "rows_per_second"}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(
-    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, mode: str
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    same_training: SameTraining,
+    mode: str,
 ) -> None:
-    job = tiny_job(sparse={"mode": mode, "l2": 1e-5}, dense={"l2": 1e-5})
-    first, second = (state(train(job, tiny_prepared, runs=tmp_path)) for _ in range(2))
-    assert_equal(first, second)
-    other = train(tiny_job(sparse={"mode": mode}, seed=1), tiny_prepared, runs=tmp_path)
-    assert state(other)["training"]["positions"] != first["training"]["positions"]
+    settings: dict[str, Any] = {"sparse": {"mode": mode, "l2": 1e-5}, "dense": {"l2": 1e-5}}
+    first, second, other = (
+        train(tiny_job(seed=seed, **settings), tiny_prepared, runs=tmp_path) for seed in (0, 0, 1)
+    )
+    same_training(first.path, second.path)
+    with pytest.raises(AssertionError):
+        same_training(first.path, other.path, only_best=True)
 
 
 def test_run_holds_its_job_metrics_log_and_best_checkpoint(
@@ -109,74 +114,13 @@ def test_weights_change_the_loss_and_zero_weights_teach_nothing(
     job = tiny_job(epochs=1, model={"type": "dnn", "embedding_dim": 8, "hidden": [8]})
     run = train(job, prepared, runs=tmp_path)
     assert run.read("metrics.json")["history"][0]["train_loss"] == 0.0
-    trained = state(run)["network"]["weights"]
+    saved = Checkpoints(run.checkpoint).load("best")
+    assert saved is not None
+    trained = saved["network"]["weights"]
     fresh = assemble.assemble(job, prepared.schema, torch.device("cpu"))
     for name, weight in fresh.state_dict()["model"].items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.equal(trained[name], weight), name
-
-
-@pytest.mark.parametrize(
-    ("mode", "kills"),
-    [
-        ("fused", 1),
-        pytest.param("fused", 3, marks=pytest.mark.slow),
-        pytest.param("dense", 3, marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.timeout(300)
-def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
-    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, mode: str, kills: int
-) -> None:
-    job = tiny_job(sparse={"mode": mode}, epochs=4, checkpoint_steps=2, shuffle_rows=500)
-    expected = train(job, tiny_prepared, runs=tmp_path)
-    run = create_run(job, tmp_path)
-    killed_after: list[int] = []
-    chance = random.Random(mode)
-    for _ in range(kills):
-        process = resume_in_a_process(run, tiny_prepared, tmp_path / "stderr")
-        log = run.path / "log.jsonl"
-        before = len(log.read_text().splitlines()) if log.exists() else 0
-        wait_for(process, log, before + 3 + chance.randrange(12), tmp_path / "stderr")
-        time.sleep(chance.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed_after.append(len(log.read_text().splitlines()) if log.exists() else 0)
-    assert not run.is_complete, f"too late: killed after {killed_after} lines"
-    train(run.job, tiny_prepared, run=run, resume=True)
-    assert_equal(state(run), state(expected))
-    assert_equal(
-        strip(run.read("metrics.json")["history"]), strip(expected.read("metrics.json")["history"])
-    )
-
-
-@pytest.mark.parametrize("moment", ["rename", "write_whole", "_remove_unnamed"])
-def test_stopped_inside_a_save_and_resumed_gives_the_same_bits(
-    tiny_job: TinyJob,
-    tiny_prepared: Prepared,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    moment: str,
-) -> None:
-    job = tiny_job(epochs=3, checkpoint_steps=3)
-    expected = state(train(job, tiny_prepared, runs=tmp_path))
-    run = create_run(job, tmp_path)
-    owner: Any = {"rename": Path, "write_whole": checkpoint}.get(moment, Checkpoints)
-    for count in (1, 3, 4):
-        real, calls = getattr(owner, moment), [0]
-
-        def stop(*args: Any, real: Any = real, calls: list[int] = calls, n: int = count) -> Any:
-            calls[0] += 1
-            if calls[0] == n:
-                raise KeyboardInterrupt
-            return real(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, moment, stop)
-            with pytest.raises(KeyboardInterrupt):
-                train(run.job, tiny_prepared, run=run, resume=True)
-    train(run.job, tiny_prepared, run=run, resume=True)
-    assert_equal(state(run), expected)
 
 
 def test_complete_run_is_left_as_it_is(
@@ -302,10 +246,14 @@ def test_last_batch_of_one_row_does_not_stop_batch_norm(
 
 
 def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(
-    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same_training: SameTraining,
 ) -> None:
     job = tiny_job(epochs=3)
-    expected = state(train(job, tiny_prepared, runs=tmp_path))
+    expected = train(job, tiny_prepared, runs=tmp_path)
     run = create_run(job, tmp_path)
     with monkeypatch.context() as patch:
         real, saved = torch.save, [0]
@@ -320,13 +268,13 @@ def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(
         with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
             train(job, tiny_prepared, run=run)
     train(run.job, tiny_prepared, run=run, resume=True)
-    assert_equal(state(run), expected)
+    same_training(run.path, expected.path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_train_like_one_and_resume_after_a_kill(
-    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, same_training: SameTraining
 ) -> None:
     job = tiny_job(epochs=3, batch_size=300, checkpoint_steps=2)
     alone = train(job, tiny_prepared, runs=tmp_path / "one").read("metrics.json")
@@ -355,7 +303,7 @@ def test_two_processes_train_like_one_and_resume_after_a_kill(
     with pytest.raises(RunError, match="trained by 2 processes, found 1"):
         train(killed.job, tiny_prepared, run=killed, resume=True)
     assert start(killed).wait() == 0, (tmp_path / "stderr").read_text()
-    assert_equal(state(killed)["best"], state(whole)["best"])
+    same_training(killed.path, whole.path, only_best=True)
     evaluated = evaluate(whole)
     assert evaluated["valid"]["auc"] == pytest.approx(metrics["valid"]["auc"], abs=1e-6)
 
@@ -374,49 +322,11 @@ train(run.job, load_prepared(Path(sys.argv[2])), run=run, resume=True)
 """
 
 
-def resume_in_a_process(run: Run, prepared: Prepared, errors: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", RESUME, str(run.path), str(prepared.path)]
-    with errors.open("wb") as file:
-        return subprocess.Popen(command, stderr=file)
-
-
 def wait_for(process: subprocess.Popen[bytes], log: Path, lines: int, errors: Path) -> None:
     """Wait until the log has so many lines."""
     while not log.exists() or len(log.read_text().splitlines()) < lines:
         assert process.poll() is None, errors.read_text()
         time.sleep(0.002)
-
-
-def state(run: Run) -> dict[str, Any]:
-    """Return the latest checkpoint, and the weights of the best one."""
-    checkpoints = Checkpoints(run.checkpoint)
-    latest, best = checkpoints.load("latest"), checkpoints.load("best")
-    assert latest is not None
-    assert best is not None
-    return {**latest, "best": best["network"]}
-
-
-def strip(tree: Any) -> Any:
-    """Return nested values without measured times."""
-    if isinstance(tree, dict):
-        return {key: strip(value) for key, value in tree.items() if key not in TIMES}
-    return [strip(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def assert_equal(left: Any, right: Any, path: str = "") -> None:
-    """Compare nested values bit by bit, but for measured times."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left.keys() - TIMES:
-            assert_equal(left[key], right[key], f"{path}.{key}")
-    elif isinstance(left, list):
-        assert len(left) == len(right), path
-        for i, pair in enumerate(zip(left, right, strict=True)):
-            assert_equal(*pair, f"{path}[{i}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), path
-    else:
-        assert left == right, path
 
 
 def with_rows(
