@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
-from headwater.serving.errors import QueueFullError, TooLargeError
+from headwater.serving.admission import Admission
 from headwater.serving.metrics import Metrics
 from headwater.serving.scorer import Scorer, Scores
 from headwater.serving.signature import Arrays
@@ -24,6 +24,10 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH_ROWS = 512
 """A batch takes no further request beyond this; more rows gain no speed and delay the first."""
+
+SHARED_ROWS = 128
+"""From this many rows on, a runner takes only its share of the requests that wait: more rows gain it
+little, and the other runners are about to be free."""
 
 ALONE_ROWS = 32
 """From this many candidates on, a context given once is worth more than a larger batch."""
@@ -42,18 +46,14 @@ class _Job:
 
 
 class Batcher:
-    """Runner threads behind one queue; all methods but the runners' are the event loop's.
+    """Runner threads behind one queue, which `admission` bounds; all methods are the event loop's."""
 
-    The queue is bounded in rows, and so in requests, which have a row at least.
-    """
-
-    def __init__(self, *, num_runners: int, max_queue_rows: int, metrics: Metrics) -> None:
-        self._max_queue_rows = max_queue_rows
+    def __init__(self, *, num_runners: int, admission: Admission, metrics: Metrics) -> None:
+        self._num_runners = num_runners
+        self._admission = admission
         self._metrics = metrics
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._queued_rows = 0
-        metrics.watch_queue(lambda: self._queued_rows)
         self._runners = [
             threading.Thread(target=self._work, name=f"headwater-runner-{index}", daemon=True)
             for index in range(num_runners)
@@ -61,33 +61,22 @@ class Batcher:
         for runner in self._runners:
             runner.start()
 
-    def check_size(self, num_rows: int) -> None:
-        """Raise `TooLargeError` where a request would not fit into an empty queue."""
-        if num_rows > self._max_queue_rows:
-            raise TooLargeError(
-                f"{num_rows} rows: expected at most {self._max_queue_rows} in a request; split it"
-            )
-
     async def score(self, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
         """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored.
 
-        Raises `QueueFullError` where they do not fit beside those that wait.
+        Raises `QueueFullError` where they would wait too long.
         """
-        if self._queued_rows + num_rows > self._max_queue_rows:
-            raise QueueFullError(
-                f"{self._queued_rows} rows wait already, at most {self._max_queue_rows} may; try again"
-            )
+        work_s = self._admission.admit(scorer.manifest.name, num_rows)
         signature = scorer.signature
         alone = signature.width(feeds) > JOIN_WIDTH or (
             num_rows >= ALONE_ROWS and signature.shared(feeds, num_rows)
         )
         job = _Job(scorer, feeds, num_rows, alone, self._loop.create_future())
-        self._queued_rows += num_rows
         try:
             self._queue.put(job)
             return await job.answer
         finally:
-            self._queued_rows -= num_rows
+            self._admission.finish(num_rows, work_s)
             # A cancelled job stays in the queue until a runner takes it; its tensors need not.
             job.feeds = {}
 
@@ -108,7 +97,8 @@ class Batcher:
 
     def _take(self, first: _Job) -> tuple[list[_Job], bool]:
         jobs, rows = [first], first.num_rows
-        while rows < MAX_BATCH_ROWS:
+        share = (1 + self._queue.qsize()) // self._num_runners
+        while rows < SHARED_ROWS or (rows < MAX_BATCH_ROWS and len(jobs) < share):
             try:
                 job = self._queue.get_nowait()
             except Empty:
@@ -129,6 +119,7 @@ class Batcher:
         jobs = [job for job, _ in taken]
         scorer = jobs[0].scorer
         model = scorer.manifest.name
+        taken_s = time.perf_counter()
         try:
             feeds, num_rows = scorer.signature.join([(f, job.num_rows) for job, f in taken])
             start_s = time.perf_counter()
@@ -141,18 +132,26 @@ class Batcher:
                     self._run([job])
                 return
             log.exception("batch failed", model=model, num_rows=jobs[0].num_rows)
-            self._answer([(jobs[0], error)])
+            self._loop.call_soon_threadsafe(_set_answers, [(jobs[0], error)])
             return
         answers: list[tuple[_Job, Scores | Exception]] = []
         start = 0
         for job in jobs:
             answers.append((job, scores[start : start + job.num_rows]))
             start += job.num_rows
-        self._answer(answers)
+        busy_s = time.perf_counter() - taken_s
+        self._loop.call_soon_threadsafe(self._answer, answers, model, num_rows, busy_s)
         self._metrics.batch_scored(model, num_rows, seconds, scorer.signature.count_missing(feeds))
 
-    def _answer(self, answers: Iterable[tuple[_Job, Scores | Exception]]) -> None:
-        self._loop.call_soon_threadsafe(_set_answers, answers)
+    def _answer(
+        self,
+        answers: Iterable[tuple[_Job, Scores | Exception]],
+        model: str,
+        num_rows: int,
+        busy_s: float,
+    ) -> None:
+        _set_answers(answers)
+        self._admission.scored(model, num_rows, busy_s)
 
 
 def _groups(jobs: list[_Job]) -> list[list[_Job]]:

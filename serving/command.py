@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +41,7 @@ def serve(
     runners: int | None = None,
     keep_versions: int = 2,
     max_body_bytes: int = 4 * 1024 * 1024,
+    max_wait_ms: float | None = None,
     max_queue_rows: int = 8192,
     timeout_s: float = 10.0,
     json: bool = False,
@@ -60,14 +62,27 @@ def serve(
         Versions of a model that stay loaded, the newest first.
     max_body_bytes
         Largest body, as sent and inflated; a larger one gets 413.
+    max_wait_ms
+        A request that would wait longer for a runner, by estimate, gets 429; default: as long as 64
+        requests of the usual size take, between 50 ms and a tenth of --timeout-s.
     max_queue_rows
-        Rows that may wait or be scored at once; more get 429.
+        Rows of one request, and rows in hand beyond which requests get 429: a bound on memory.
     timeout_s
         A request that is not answered by then gets 504, or 408 where its body is not there.
     json
         Print the address as one JSON object.
     """
-    _check(releases_dir, runners, keep_versions, max_body_bytes, max_queue_rows, timeout_s)
+    _check(
+        releases_dir,
+        {
+            "--runners": runners,
+            "--keep-versions": keep_versions,
+            "--max-body-bytes": max_body_bytes,
+            "--max-wait-ms": max_wait_ms,
+            "--max-queue-rows": max_queue_rows,
+            "--timeout-s": timeout_s,
+        },
+    )
     _configure_logging()
     port = _free_port(host, port)
     asyncio.run(
@@ -78,6 +93,7 @@ def serve(
             num_runners=runners or len(os.sched_getaffinity(0)),
             keep_versions=keep_versions,
             max_body_bytes=max_body_bytes,
+            max_wait_s=None if max_wait_ms is None else max_wait_ms / 1000,
             max_queue_rows=max_queue_rows,
             timeout_s=timeout_s,
             as_json=json,
@@ -94,6 +110,7 @@ async def _serve(
     num_runners: int,
     keep_versions: int,
     max_body_bytes: int,
+    max_wait_s: float | None,
     max_queue_rows: int,
     timeout_s: float,
     as_json: bool,
@@ -103,6 +120,7 @@ async def _serve(
     from granian.http import HTTP1Settings
     from granian.server.embed import Server
 
+    from headwater.serving.admission import Admission
     from headwater.serving.batching import Batcher
     from headwater.serving.http import Application
     from headwater.serving.metrics import Metrics
@@ -111,8 +129,15 @@ async def _serve(
 
     metrics = Metrics()
     registry = Registry(releases_dir, keep_versions=keep_versions, metrics=metrics)
-    batcher = Batcher(num_runners=num_runners, max_queue_rows=max_queue_rows, metrics=metrics)
-    service = Service(registry, batcher, metrics)
+    admission = Admission(
+        num_runners=num_runners,
+        max_queue_rows=max_queue_rows,
+        metrics=metrics,
+        max_wait_s=max_wait_s,
+        timeout_s=timeout_s,
+    )
+    batcher = Batcher(num_runners=num_runners, admission=admission, metrics=metrics)
+    service = Service(registry, admission, batcher, metrics)
     application = Application(service, max_body_bytes=max_body_bytes, timeout_s=timeout_s)
     server = Server(
         application,
@@ -135,7 +160,10 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     registry.start()
-    sweeper = asyncio.create_task(application.sweep())
+    watchers = [
+        asyncio.create_task(application.sweep()),
+        asyncio.create_task(admission.watch_lag()),
+    ]
     serving = asyncio.create_task(server.serve())
     try:
         await _until_listening(host, port, serving)
@@ -152,7 +180,8 @@ async def _serve(
             log.warning("drain cut short", after_s=timeout_s + DRAIN_GRACE_S)
             _exit()
     finally:
-        sweeper.cancel()
+        for watcher in watchers:
+            watcher.cancel()
         registry.close()
         batcher.close()
     log.info("stopped")
@@ -170,28 +199,14 @@ def _exit() -> NoReturn:
     os._exit(0)
 
 
-def _check(
-    releases_dir: Path,
-    runners: int | None,
-    keep_versions: int,
-    max_body_bytes: int,
-    max_queue_rows: int,
-    timeout_s: float,
-) -> None:
+def _check(releases_dir: Path, options: Mapping[str, float | None]) -> None:
     if not releases_dir.is_dir():
         raise InputError(
             f"{releases_dir}: expected a folder of releases, <model>/<version>/, found "
             f"{'a file' if releases_dir.exists() else 'nothing'}; `headwater export` writes one"
         )
-    positive = {
-        "--runners": 1 if runners is None else runners,
-        "--keep-versions": keep_versions,
-        "--max-body-bytes": max_body_bytes,
-        "--max-queue-rows": max_queue_rows,
-        "--timeout-s": timeout_s,
-    }
-    for name, value in positive.items():
-        if not value > 0:
+    for name, value in options.items():
+        if value is not None and not value > 0:
             raise InputError(f"{name}: expected more than 0, found {value}")
 
 

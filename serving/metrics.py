@@ -63,6 +63,29 @@ class Metrics:
         self._queue_rows = Gauge(
             "headwater_serving_queue_rows", "Rows admitted and not yet scored.", registry=registry
         )
+        self._wait = Gauge(
+            "headwater_serving_wait_seconds",
+            "Estimated wait of a request that came now.",
+            registry=registry,
+        )
+        self._wait_limit = Gauge(
+            "headwater_serving_wait_limit_seconds",
+            "Estimated wait beyond which a request is refused; short in overload.",
+            registry=registry,
+        )
+        self._loop_lag = Gauge(
+            "headwater_serving_loop_lag_seconds",
+            "How late the event loop is, which decodes requests and sends answers.",
+            registry=registry,
+        )
+        self._refused = Counter(
+            "headwater_serving_refused_requests",
+            "Requests answered with 429: their wait would have been too long, or there were too many rows.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("wait", "rows"):
+            self._refused.labels(reason)
         self._model_info = Gauge(
             "headwater_serving_model_info",
             "1 for each version that is loaded.",
@@ -103,9 +126,23 @@ class Metrics:
         for feature, count in missing.items():
             self._missing.labels(model, feature).inc(count)
 
-    def watch_queue(self, num_rows: Callable[[], int]) -> None:
-        """Let the gauge of the queue read `num_rows` when it is scraped."""
-        self._queue_rows.set_function(num_rows)
+    def watch_admission(
+        self,
+        *,
+        rows: Callable[[], int],
+        wait_s: Callable[[], float],
+        limit_s: Callable[[], float],
+        lag_s: Callable[[], float],
+    ) -> None:
+        """Let the gauges of the queue read what they show when they are scraped."""
+        self._queue_rows.set_function(rows)
+        self._wait.set_function(wait_s)
+        self._wait_limit.set_function(limit_s)
+        self._loop_lag.set_function(lag_s)
+
+    def request_refused(self, reason: str) -> None:
+        """Record a 429; `reason` is `wait` or `rows`."""
+        self._refused.labels(reason).inc()
 
     def release_loaded(self, model: str, version: int, seconds: float) -> None:
         """Record that a version is ready."""

@@ -35,7 +35,7 @@ async def rank(service: Service, request: Request) -> Response:
     size = len(request.body)
     message = await service.decode(size, decode_json, _request, memoryview(request.body))
     _, scorer = service.registry.get(message.model, message.version)
-    check_size = service.batcher.check_size
+    check_size = service.admission.check_size
     arrays, num_rows = await service.decode(size, decode, message, scorer, check_size)
     scores = await service.score(scorer, arrays, num_rows)
     return json_response(

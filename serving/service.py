@@ -1,4 +1,4 @@
-"""What the handlers share: the releases, the queue of the runners, and the metrics."""
+"""What the handlers share: the releases, the queue of the runners with its bounds, and the metrics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
+from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.metrics import Metrics
 from headwater.serving.registry import Registry
@@ -28,6 +29,7 @@ class Service:
     """One serving process."""
 
     registry: Registry
+    admission: Admission
     batcher: Batcher
     metrics: Metrics
     draining: bool = False
@@ -48,7 +50,7 @@ class Service:
         if num_rows is None:
             num_rows = signature.num_rows(arrays)
         # Before anything of that size is made.
-        self.batcher.check_size(num_rows)
+        self.admission.check_size(num_rows)
         feeds = signature.complete(arrays, num_rows)
         if num_rows == 0:
             return np.zeros(0, np.float32)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
-from headwater.serving.errors import QueueFullError, TooLargeError
+from headwater.serving.errors import QueueFullError
 from headwater.serving.metrics import Metrics
 from headwater.serving.release import load_release
 from headwater.serving.scorer import Scorer, Scores
@@ -46,6 +47,15 @@ def scorers(shop: Path) -> tuple[Scorer, Scorer]:
     return load_release(shop / "shop" / "1"), load_release(shop / "shop" / "2")
 
 
+def _batcher(max_queue_rows: int) -> Batcher:
+    """Return a batcher of one runner whose queue is bounded in rows alone."""
+    metrics = Metrics()
+    admission = Admission(
+        num_runners=1, max_queue_rows=max_queue_rows, metrics=metrics, max_wait_s=1e9
+    )
+    return Batcher(num_runners=1, admission=admission, metrics=metrics)
+
+
 def _feeds(scorer: Scorer, columns: dict[str, list[Any]]) -> tuple[Arrays, int]:
     arrays = columns_to_arrays(scorer.manifest.inputs, columns)
     num_rows = scorer.signature.num_rows(arrays)
@@ -64,7 +74,7 @@ def test_waiting_requests_become_one_batch_and_get_their_own_scores(
     async def go() -> None:
         first, other = scorers
         gate = _Gate(first)
-        batcher = Batcher(num_runners=1, max_queue_rows=1000, metrics=Metrics())
+        batcher = _batcher(1000)
         requests = [_feeds(gate, make_rows(1 + seed, seed=seed)) for seed in range(6)]
         requests[2] = (_once(requests[2][0]), 3)
         blocker = asyncio.create_task(batcher.score(gate, *requests[0]))
@@ -91,7 +101,7 @@ def test_many_candidates_of_one_context_are_scored_alone(
 ) -> None:
     async def go() -> None:
         gate = _Gate(scorers[0])
-        batcher = Batcher(num_runners=1, max_queue_rows=1000, metrics=Metrics())
+        batcher = _batcher(1000)
         small = _feeds(gate, make_rows(2))
         large = _feeds(gate, make_rows(100))
         large = (_once(large[0]), 100)
@@ -112,7 +122,7 @@ def test_cancelled_request_is_not_scored_and_frees_its_place(
 ) -> None:
     async def go() -> None:
         gate = _Gate(scorers[0])
-        batcher = Batcher(num_runners=1, max_queue_rows=10, metrics=Metrics())
+        batcher = _batcher(10)
         one, nine = _feeds(gate, make_rows(1)), _feeds(gate, make_rows(9))
         blocker = asyncio.create_task(batcher.score(gate, *one))
         await gate.entered.wait()
@@ -127,8 +137,6 @@ def test_cancelled_request_is_not_scored_and_frees_its_place(
         gate.release.set()
         await asyncio.gather(blocker, kept)
         assert gate.runs == [1, 1]
-        with pytest.raises(TooLargeError, match="11 rows: expected at most 10"):
-            batcher.check_size(11)
         batcher.close()
 
     asyncio.run(go())
@@ -139,7 +147,7 @@ def test_cancelled_request_frees_its_tensors_while_the_runner_is_busy(
 ) -> None:
     async def go() -> None:
         gate = _Gate(scorers[0])
-        batcher = Batcher(num_runners=1, max_queue_rows=10, metrics=Metrics())
+        batcher = _batcher(10)
         blocker = asyncio.create_task(batcher.score(gate, *_feeds(gate, make_rows(1))))
         await gate.entered.wait()
         feeds, num_rows = _feeds(gate, make_rows(9))
@@ -167,7 +175,7 @@ def test_request_that_cannot_be_scored_fails_alone(
     async def go() -> None:
         gate = _Gate(scorers[0])
         gate.fail_at = 12345
-        batcher = Batcher(num_runners=1, max_queue_rows=100, metrics=Metrics())
+        batcher = _batcher(100)
         good = _feeds(gate, make_rows(3))
         bad = _feeds(gate, {"item": [12345]})
         blocker = asyncio.create_task(batcher.score(gate, *good))

@@ -327,7 +327,7 @@ def test_command_imports_nothing_heavy() -> None:
 def test_queue_that_is_full_answers_429_at_once(
     shop: Path, start_server: Callable[..., Any]
 ) -> None:
-    server = start_server(shop, max_queue_rows=4000, runners=1)
+    server = start_server(shop, max_queue_rows=4000, max_wait_ms=1e6, runners=1)
     body = json.dumps({"model": "shop", "candidates": {"item": list(range(4000))}}).encode()
     answers: list[tuple[int, Any]] = []
 
@@ -363,7 +363,9 @@ def _send(sockets: list[socket.socket]) -> None:
 def test_request_that_waits_too_long_gets_504_and_is_not_scored(
     shop: Path, start_server: Callable[..., Any], raw: Callable[..., socket.socket]
 ) -> None:
-    server = start_server(shop, timeout_s=0.4, runners=1, max_queue_rows=100 * _HEAVY_ROWS)
+    server = start_server(
+        shop, timeout_s=0.4, runners=1, max_queue_rows=100 * _HEAVY_ROWS, max_wait_ms=1e6
+    )
     clients = [raw(server) for _ in range(24)]
     threads = [threading.Thread(target=_send, args=([client],)) for client in clients]
     for thread in threads:
@@ -383,7 +385,9 @@ def test_request_whose_client_has_gone_is_not_scored(
     raw: Callable[..., socket.socket],
     wait_until: Callable[..., None],
 ) -> None:
-    server = start_server(shop, runners=1, timeout_s=30, max_queue_rows=100 * _HEAVY_ROWS)
+    server = start_server(
+        shop, runners=1, timeout_s=30, max_queue_rows=100 * _HEAVY_ROWS, max_wait_ms=1e6
+    )
     clients = [raw(server) for _ in range(24)]
     _send(clients)
     for client in clients:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.messages import ModelMetadata
 from headwater.serving.metrics import Metrics
@@ -38,8 +39,9 @@ def test_metadata_of_a_model_that_is_being_removed_is_of_one_look(
         metrics = Metrics()
         registry = _Vanishing(tmp_path, keep_versions=2, metrics=metrics)
         registry.scan()
-        batcher = Batcher(num_runners=1, max_queue_rows=10, metrics=metrics)
-        service = Service(registry, batcher, metrics)
+        admission = Admission(num_runners=1, max_queue_rows=10, metrics=metrics)
+        batcher = Batcher(num_runners=1, admission=admission, metrics=metrics)
+        service = Service(registry, admission, batcher, metrics)
         headers: Any = {}
         answer = await model_metadata(service, Request(b"", headers, {"model": "shop"}))
         batcher.close()

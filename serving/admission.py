@@ -1,0 +1,199 @@
+"""Decides whether a request may wait: the queue is bounded in time, and in rows only for memory.
+
+The wait of a request is estimated from the work before it: rows in hand, times the measured seconds a row
+of their model, over the runners; plus how late the event loop is. Its own size does not count, so a large
+request is refused no more often than a small one, and a refusal needs nothing of the body.
+
+A burst may wait long: at 70 % of capacity, requests that come by chance wait for ten and more now and
+then, and a pool of 32 clients is welcome. Where more is asked than can be done for longer than that, the
+excess has to be refused in any case: then a queue only makes the others late, and the limit is short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headwater.serving.errors import QueueFullError, TooLargeError
+from headwater.serving.metrics import Metrics
+
+BURST_REQUESTS = 64
+"""In a burst, a request may wait for so many of the usual size."""
+
+LEAST_BURST_S = 0.05
+
+OVERLOAD_REQUESTS = 2
+"""In overload, it may wait for so many: one that is being scored, and one that keeps the runner busy."""
+
+LEAST_OVERLOAD_S = 0.005
+
+HEADROOM = 1.05
+"""Demand beyond this share of capacity is overload; clients that wait for answers ask for the whole of it."""
+
+LAG_EVERY_S = 0.02
+LAG_TICKS = 3
+"""The event loop is late where it was at each of the last so many looks: a pause of it is no queue."""
+
+_COST_MEMORY = 0.99
+_SIZE_MEMORY = 0.999
+_MOST_GROWTH = 4.0
+"""A batch counts as at most this many times its estimate, so that one pause of the machine is no trend."""
+
+
+@dataclass(slots=True)
+class _Speed:
+    """Time and rows of the batches of a model, the recent ones most."""
+
+    seconds: float = 0.0
+    rows: float = 0.0
+
+
+class Admission:
+    """What is in hand, what it will take, and what is allowed; all methods are the event loop's.
+
+    `max_wait_s` bounds the estimated wait; None: as long as `BURST_REQUESTS` of the usual size take, between
+    50 ms and a tenth of `timeout_s`, after which a request is given up. `max_queue_rows` bounds memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_runners: int,
+        max_queue_rows: int,
+        metrics: Metrics,
+        max_wait_s: float | None = None,
+        timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._num_runners = num_runners
+        self._max_queue_rows = max_queue_rows
+        self._max_wait_s = max_wait_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._metrics = metrics
+        self._speeds: dict[str, _Speed] = {}
+        self._rows = 0
+        self._work_s = 0.0
+        self._lag_s = 0.0
+        # Demand above capacity, in seconds of all runners, and when it was brought up to date.
+        self._excess_s = 0.0
+        self._at_s = clock()
+        # Requests, their seconds and squared seconds, the recent ones most.
+        self._count = self._seconds = self._squares = 0.0
+        metrics.watch_admission(
+            rows=lambda: self._rows,
+            wait_s=lambda: self.wait_s,
+            limit_s=lambda: self.limit_s,
+            lag_s=lambda: self._lag_s,
+        )
+
+    @property
+    def wait_s(self) -> float:
+        """How long a request that came now would wait, in seconds, by estimate."""
+        return self._work_s / self._num_runners + self._lag_s
+
+    @property
+    def usual_s(self) -> float:
+        """Seconds of the request that a second of work belongs to, on average; 0 before the first.
+
+        Large requests weigh by their work: what a small one waits for is a large one.
+        """
+        return self._squares / self._seconds if self._seconds else 0.0
+
+    @property
+    def limit_s(self) -> float:
+        """How long a request may wait now, in seconds."""
+        burst_s = self._burst_s
+        is_overload = self._excess(self._clock()) > burst_s
+        return min(burst_s, self._overload_s) if is_overload else burst_s
+
+    @property
+    def _overload_s(self) -> float:
+        return max(LEAST_OVERLOAD_S, OVERLOAD_REQUESTS * self.usual_s)
+
+    @property
+    def _burst_s(self) -> float:
+        if self._max_wait_s is not None:
+            return self._max_wait_s
+        burst_s = max(LEAST_BURST_S, BURST_REQUESTS * self.usual_s)
+        # Never below what keeps a runner busy, however slow the model.
+        return max(self._overload_s, min(burst_s, self._timeout_s / 10))
+
+    def check_size(self, num_rows: int) -> None:
+        """Raise `TooLargeError` where a request has more rows than the service holds at all."""
+        if num_rows > self._max_queue_rows:
+            raise TooLargeError(
+                f"{num_rows} rows: expected at most {self._max_queue_rows} in a request; split it"
+            )
+
+    def check(self) -> None:
+        """Raise `QueueFullError` where a request, of which nothing is known yet, would wait too long."""
+        self._check(self._seconds / self._count if self._count else 0.0)
+
+    def admit(self, model: str, num_rows: int) -> float:
+        """Take rows in hand and return the seconds that they will take; `finish` gives them back.
+
+        Raises `QueueFullError` where they would wait too long.
+        """
+        speed = self._speeds.get(model)
+        seconds = num_rows * speed.seconds / speed.rows if speed else 0.0
+        self._check(seconds)
+        self._demand(seconds)
+        self._count = self._count * _SIZE_MEMORY + 1
+        self._seconds = self._seconds * _SIZE_MEMORY + seconds
+        self._squares = self._squares * _SIZE_MEMORY + seconds * seconds
+        self._rows += num_rows
+        self._work_s += seconds
+        return seconds
+
+    def finish(self, num_rows: int, seconds: float) -> None:
+        """Give back what `admit` took: the request is answered, or nobody waits for it."""
+        self._rows -= num_rows
+        self._work_s = self._work_s - seconds if self._rows else 0.0
+
+    def scored(self, model: str, num_rows: int, seconds: float) -> None:
+        """Learn from a batch how long a row of its model takes."""
+        speed = self._speeds.setdefault(model, _Speed())
+        if speed.rows:
+            seconds = min(seconds, _MOST_GROWTH * num_rows * speed.seconds / speed.rows)
+        speed.seconds = speed.seconds * _COST_MEMORY + seconds
+        speed.rows = speed.rows * _COST_MEMORY + num_rows
+
+    async def watch_lag(self) -> None:
+        """Measure how late the event loop is, until cancelled: what waits in it waits before the queue."""
+        lags_s = [0.0] * LAG_TICKS
+        while True:
+            due_s = self._clock() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            # A sleep ends up to a millisecond late by itself.
+            lags_s = [*lags_s[1:], max(0.0, self._clock() - due_s - 0.001)]
+            self._lag_s = min(lags_s)
+
+    def _check(self, seconds: float) -> None:
+        # Of rows too, only what is before it counts: the rows in hand are twice the bound at most.
+        if self._rows >= self._max_queue_rows:
+            self._demand(seconds)
+            self._metrics.request_refused("rows")
+            raise QueueFullError(
+                f"{self._rows} rows wait already, at most {self._max_queue_rows} may; try again"
+            )
+        wait_s, limit_s = self.wait_s, self.limit_s
+        if wait_s > limit_s:
+            self._demand(seconds)
+            self._metrics.request_refused("wait")
+            raise QueueFullError(
+                f"this request would wait for {1000 * wait_s:.0f} ms, at most {1000 * limit_s:.0f} ms are "
+                "allowed now; try again"
+            )
+
+    def _demand(self, seconds: float) -> None:
+        """Count a request, whether it is admitted or not, towards the demand."""
+        now_s = self._clock()
+        # Bounded, so that overload ends soon after the demand fell.
+        self._excess_s = min(self._excess(now_s) + seconds / self._num_runners, 1.5 * self._burst_s)
+        self._at_s = now_s
+
+    def _excess(self, now_s: float) -> float:
+        return max(0.0, self._excess_s - HEADROOM * (now_s - self._at_s))
