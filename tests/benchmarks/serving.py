@@ -1,0 +1,213 @@
+"""CPU time of the service for a request, beside the bare call of onnxruntime on the same rows.
+
+    .venv/bin/python tests/benchmarks/serving.py
+
+`efficiency` = CPU time of the bare call / CPU time of the server for a request: 1.00 would be a server that
+costs nothing. Both sides run the graph of one release in a process of their own, with one thread that does
+not spin. The bare side calls `session.run` with ready numpy arrays (ready arrays of `str` objects for
+strings) and does nothing else. The server is `headwater serve --runners 1`, all of its threads counted; wrk
+asks it in a closed loop for 100 rows a request. The two take turns: each stretch of load is compared with
+the mean of the bare stretches before and after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from load import Body, Form, Load, Wrk, feeds, infer_body, running, scores
+from measure import Spread, machine, table, write_figures
+from releases import KINDS, Kind, make_release, rows
+
+from headwater.serving.manifest import MODEL_NAME
+
+NUM_BODIES = 32
+FORMS: tuple[Form, ...] = ("json", "binary")
+CONNECTIONS = (1, 8)
+TARGETS: dict[tuple[bool, Form, int], float] = {
+    (False, "json", 1): 0.78,
+    (False, "binary", 1): 0.82,
+    (False, "json", 8): 0.85,
+    (False, "binary", 8): 0.92,
+    (True, "json", 1): 0.70,
+    (True, "binary", 1): 0.70,
+    (True, "json", 8): 0.70,
+    (True, "binary", 8): 0.70,
+}
+"""Efficiency to reach, by whether there are strings, form and connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A stretch of load, with the bare CPU time of a request beside it."""
+
+    load: Load
+    bare_ms: float
+
+    @property
+    def efficiency(self) -> float:
+        """Bare CPU time / CPU time of the server."""
+        return self.bare_ms / self.load.cpu_ms
+
+
+def serve_bare(model: Path, kind: Kind, num_rows: int) -> None:
+    """Call onnxruntime for as many seconds as each line of standard input says; print CPU ms a call."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    requests = [feeds(rows(kind, num_rows, seed)) for seed in range(NUM_BODIES)]
+    first = session.run(["prob"], requests[0])[0]
+    assert isinstance(first, np.ndarray)
+    print(json.dumps(first.tolist()), flush=True)
+    for line in sys.stdin:
+        calls = 0
+        start_s = time.process_time()
+        end_s = time.monotonic() + float(line)
+        while time.monotonic() < end_s:
+            session.run(["prob"], requests[calls % NUM_BODIES])
+            calls += 1
+        print(1000 * (time.process_time() - start_s) / calls, flush=True)
+
+
+@contextmanager
+def bare(
+    model: Path, kind: Kind, num_rows: int
+) -> Generator[tuple[Callable[[float], float], list[float]]]:
+    """Give a function from seconds to CPU ms of a bare call, and the scores of the first request."""
+    command = [sys.executable, __file__, "--bare", str(model), "--kinds", kind]
+    child = subprocess.Popen(
+        [*command, "--rows", str(num_rows)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    to_child, from_child = child.stdin, child.stdout
+
+    def run(seconds: float) -> float:
+        to_child.write(f"{seconds}\n")
+        to_child.flush()
+        return float(from_child.readline())
+
+    try:
+        yield run, json.loads(from_child.readline())
+    finally:
+        to_child.close()
+        child.wait(30)
+
+
+def measure_kind(
+    releases: Path, kind: Kind, arguments: argparse.Namespace
+) -> dict[tuple[Form, int], list[Turn]]:
+    """Return the turns of each form and number of connections."""
+    model = max(releases.glob(f"{kind}/[0-9]*")) / MODEL_NAME
+    command = [sys.executable, "-m", "headwater.pipelines.cli", "serve", releases, "--json"]
+    command += ["--port", "0", "--runners", str(arguments.runners)]
+    turns: dict[tuple[Form, int], list[Turn]] = {}
+    with (
+        running(command, ready_path=f"/v2/models/{kind}/ready") as (pid, line),
+        bare(model, kind, arguments.rows) as (call, expected),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        url, path = json.loads(line)["url"], f"/v2/models/{kind}/infer"
+        for form in arguments.forms:
+            bodies: list[Body] = [
+                infer_body(rows(kind, arguments.rows, seed), form) for seed in range(NUM_BODIES)
+            ]
+            found = scores(url + path, bodies[0])
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+            wrk = Wrk(url, path, bodies, Path(folder))
+            for connections in arguments.connections:
+                print(f"{kind}, {form}, {connections} connections", file=sys.stderr)
+                wrk.run(pid, connections=connections, seconds=1)
+                loads: list[Load] = []
+                costs = [call(arguments.seconds)]
+                for _ in range(arguments.rounds):
+                    loads.append(wrk.run(pid, connections=connections, seconds=arguments.seconds))
+                    costs.append(call(arguments.seconds))
+                means = [sum(pair) / 2 for pair in pairwise(costs)]
+                turns[form, connections] = [
+                    Turn(load, cost) for load, cost in zip(loads, means, strict=True)
+                ]
+    return turns
+
+
+def row(kind: Kind, form: Form, connections: int, turns: Sequence[Turn]) -> list[str]:
+    """Return a line of the table."""
+    target = TARGETS.get((kind == "strings", form, connections))
+    return [
+        kind,
+        form,
+        str(connections),
+        "" if target is None else f"{target:.2f}",
+        Spread.of(turn.efficiency for turn in turns).text(),
+        Spread.of(turn.bare_ms for turn in turns).text(),
+        Spread.of(turn.load.cpu_ms for turn in turns).text(),
+        Spread.of(turn.load.per_second for turn in turns).text(0),
+        Spread.of(turn.load.p50_ms for turn in turns).text(1),
+        Spread.of(turn.load.p99_ms for turn in turns).text(1),
+    ]
+
+
+HEAD = (
+    "inputs", "form", "connections", "target", "efficiency", "bare CPU ms", "server CPU ms",
+    "requests/s", "p50 ms", "p99 ms",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--releases", type=Path, help="folder that releases.py wrote; else made anew"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--connections", nargs="+", type=int, default=CONNECTIONS)
+    parser.add_argument("--rows", type=int, default=100, help="rows of a request")
+    parser.add_argument("--runners", type=int, default=1, help="threads of the service that score")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=1, help="of each stretch")
+    parser.add_argument("--out", type=Path, help="write the raw figures as JSON")
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        serve_bare(arguments.bare, arguments.kinds[0], arguments.rows)
+        return
+    figures: dict[str, Any] = {}
+    lines: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        releases = arguments.releases or Path(folder)
+        for kind in arguments.kinds:
+            if arguments.releases is None:
+                make_release(releases, kind)
+            for (form, connections), turns in measure_kind(releases, kind, arguments).items():
+                lines.append(row(kind, form, connections, turns))
+                figures[f"{kind} {form} {connections}"] = [asdict(turn) for turn in turns]
+    print(f"{machine()}; onnxruntime {onnxruntime.__version__}, one thread, spinning off")
+    print(
+        f"{arguments.rows} rows a request, {arguments.runners} runner(s), {arguments.rounds} rounds"
+    )
+    print(table(HEAD, lines))
+    write_figures(arguments.out, figures)
+
+
+if __name__ == "__main__":
+    main()
