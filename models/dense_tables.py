@@ -31,17 +31,23 @@ class DenseTables(nn.Module):
                 if layout.tables
             }
         )
+        self.rows: list[Tensor] = []
+        """Rows whose penalty is theirs alone: none here, where whole tables have one."""
 
     def forward(self, codes_BW: Tensor) -> dict[str, Tensor]:
         """Return the embeddings of each slot, lists summed: (B, F, D)."""
-        return {name: table(codes_BW) for name, table in self.slots.items()}
+        return {name: table(codes_BW) for name, table in self.merged().items()}
+
+    def merged(self) -> dict[str, MergedTable]:
+        """Return the merged table of each slot."""
+        return dict(self.slots.items())  # pyright: ignore[reportReturnType]
 
     def weights(self) -> dict[tuple[str, str], Tensor]:
         """Return a live view of each table, (cardinality, D), by slot and column."""
         return {
             (slot, column): view
-            for slot, table in self.slots.items()
-            for column, view in table.views().items()  # pyright: ignore[reportCallIssue]
+            for slot, table in self.merged().items()
+            for column, view in table.views().items()
         }
 
     def write(self, slot: str, column: str, table_ND: Tensor) -> None:
@@ -91,17 +97,25 @@ class MergedTable(nn.Module):
 
     def forward(self, codes_BW: Tensor) -> Tensor:
         """Return the embeddings, lists summed: (B, F, D)."""
+        rows_BV = self.rows(codes_BW)
+        if self.pools:
+            return self.pool(rows_BV, self.weight_ND)
+        return F.embedding(rows_BV, self.weight_ND, padding_idx=0)
+
+    def rows(self, codes_BW: Tensor) -> Tensor:
+        """Return the row of every code that the slot reads, (B, V); missing ones are row 0."""
         codes_BV = codes_BW.index_select(1, self.places_V) if self.selects else codes_BW
-        rows_BV = (codes_BV + self.shifts_V) * (codes_BV != 0)
-        if not self.pools:
-            return F.embedding(rows_BV, self.weight_ND, padding_idx=0)
+        return (codes_BV + self.shifts_V) * (codes_BV != 0)
+
+    def pool(self, rows_BV: Tensor, weight_ND: Tensor) -> Tensor:
+        """Return the rows of `weight_ND` summed over each list, (B, F, D); row 0 is left out."""
         size, width = rows_BV.shape
         firsts_B1 = torch.arange(
             0, size * width, width, device=rows_BV.device, dtype=rows_BV.dtype
         ).unsqueeze(1)
         pooled = F.embedding_bag(
             rows_BV.view(-1),
-            self.weight_ND,
+            weight_ND,
             (firsts_B1 + self.bags_F).view(-1),
             mode="sum",
             padding_idx=0,

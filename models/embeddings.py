@@ -19,11 +19,12 @@ from headwater.models.base import Slot
 from headwater.models.batch import Batch
 from headwater.models.dense_tables import DenseTables
 from headwater.models.layout import SlotLayout, derive_seed, lay_out, mean_members
+from headwater.models.lazy_tables import LazyTables
 
 if TYPE_CHECKING:
     from headwater.models.fused_tables import FusedTables
 
-Mode = Literal["fused", "dense"]
+Mode = Literal["fused", "lazy", "dense"]
 
 
 class Embeddings(nn.Module):
@@ -32,8 +33,8 @@ class Embeddings(nn.Module):
     A list is one feature: the sum, or the mean over codes that are not padding. Code 0 gives
     zero and learns nothing. A dense column gives its value times its vector: zero gives zero.
 
-    `dense` holds one plain parameter a slot; `fused` needs `models.sharding.place` before its first
-    use. Both start from the same values for the same seed.
+    `dense` and `lazy` hold one plain table a slot; `fused` needs `models.sharding.place` before its
+    first use. All start from the same values for the same seed.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Embeddings(nn.Module):
 
                 self.store = FusedTables(self.layouts, width=schema.width, seed=seed)
             else:
-                self.store = DenseTables(self.layouts, width=schema.width, seed=seed)
+                tables = LazyTables if mode == "lazy" else DenseTables
+                self.store = tables(self.layouts, width=schema.width, seed=seed)
         self.numeric = nn.ParameterDict()
         for layout in self.layouts:
             if layout.dense:
@@ -122,7 +124,7 @@ class Embeddings(nn.Module):
         tables: Mapping[str, Mapping[str, np.ndarray]],
         numeric: Mapping[str, Mapping[str, np.ndarray]],
     ) -> None:
-        """Overwrite all weights with those of `tables` and `numeric_weights`, of either mode.
+        """Overwrite all weights with those of `tables` and `numeric_weights`, of any mode.
 
         On more ranks each needs the whole tables, and keeps its shards.
         """

@@ -77,8 +77,8 @@ class FusedTables(nn.Module):
         """Whether a training pass also leaves the rows that it reads in `rows`, for their penalty."""
         self.evens_sizes = False
         """Whether ranks must bring equally many examples, as tables cut by rows need."""
-        self.rows: Tensor | None = None
-        """Every distinct row that the last training pass read, in a block of zeros otherwise."""
+        self.rows: list[Tensor] = []
+        """One block with every distinct row that the last training pass read, of zeros otherwise."""
 
     def forward(self, codes_BW: Tensor) -> dict[str, Tensor]:
         """Return the embeddings of each slot, lists summed: (B, F, D)."""
@@ -90,7 +90,7 @@ class FusedTables(nn.Module):
             jagged = self._with_empty(jagged)
         pooled = self.bags(jagged)
         values = pooled.values()
-        self.rows = values[len(codes_BW) :] if keeps_rows else None
+        self.rows = [values[len(codes_BW) :]] if keeps_rows else []
         values = values[: len(codes_BW)]
         if not self._order:
             self._order = self._find_order(pooled)

@@ -27,7 +27,7 @@ class Placement:
         *,
         device: torch.device,
         adam: torch.optim.Adam | None,
-        fused: Any | None,
+        tables: Any | None,
         lr: Mapping[str, float],
         penalties: list[tuple[float, nn.Parameter]],
         row_l2: float,
@@ -35,17 +35,18 @@ class Placement:
         self.network = network
         self.module = module
         self.device = device
-        self.optimizers: list[Any] = [each for each in (adam, fused) if each is not None]
+        self.optimizers: list[Any] = [each for each in (adam, tables) if each is not None]
         self.lr = dict(lr)
         """Learning rates now: `sparse` of tables, `dense` of all other weights."""
         self._adam = adam
-        self._fused = fused
+        self._tables = tables
+        """The optimiser that tables have for themselves: TorchRec's, or LazyAdam; else None."""
         self._penalties = penalties
         self._row_l2 = row_l2
         self._groups: list[tuple[dict[str, Any], str, float]] = []
         for group in [] if adam is None else adam.param_groups:
             self._groups.append((group, group["kind"], 1.0))
-        for group in [] if fused is None else fused.param_groups:
+        for group in [] if tables is None else tables.param_groups:
             # fbgemm gives the rate back in float32: the ratio is 1, or 1/2 for first-order weights.
             self._groups.append((group, "sparse", round(group["lr"] / lr["sparse"], 4)))
 
@@ -70,6 +71,8 @@ class Placement:
             for weight in group["params"]
             if weight.grad is not None
         ]
+        # The rows that lazy tables took out are leaves; those of fused tables never hold a gradient.
+        grads += [rows.grad for rows in self._rows() if rows.is_leaf and rows.grad is not None]
         total = torch.nn.utils.get_total_norm(grads)
         if total > norm:  # else spare a pass over whole tables, as most steps can
             for grad in grads:
@@ -80,13 +83,12 @@ class Placement:
         """Return the sum of (l2 / 2) * ||W||^2, a scalar to add to the loss.
 
         It runs over whole tables in `dense` mode, those of gate contexts and the vectors of dense
-        columns too. In `fused` mode, of tables it takes the rows that the last pass of `module` read,
+        columns too. In the other modes, of tables it takes the rows that the last pass of `module` read,
         each once; on more ranks, the mean over ranks of what each of them read.
         """
         terms: list[Tensor] = [_HalfSquare.apply(weight, l2) for l2, weight in self._penalties]
-        rows = getattr(self.network.embeddings.store, "rows", None)
-        if rows is not None:
-            terms.append(rows.square().sum() * (self._row_l2 / 2))
+        if self._row_l2 > 0:
+            terms += [rows.square().sum() * (self._row_l2 / 2) for rows in self._rows()]
         if not terms:
             return torch.zeros((), device=self.device)
         return torch.stack(terms).sum()
@@ -103,8 +105,8 @@ class Placement:
         """
         rates = {kind: torch.tensor(lr, dtype=torch.float64) for kind, lr in self.lr.items()}
         state: dict[str, Any] = {"model": _plain(self.network.state_dict()), "lr": rates}
-        if self._fused is not None:
-            state["fused"] = _plain(self._fused.state_dict()["state"])
+        if self._tables is not None:
+            state[self.network.embeddings.mode] = _plain(self._tables.state_dict()["state"])
         if self._adam is not None:
             state["adam"] = {
                 name: self._adam.state[weight]
@@ -130,8 +132,12 @@ class Placement:
         self.lr = lr
         for group, kind, scale in self._groups:
             group["lr"] = lr[kind] * scale
-        if self._fused is not None:
-            self._fused.step()  # hands the rates to fbgemm; tables themselves change in backward
+        if self._tables is not None:
+            self._tables.step()  # hands the rates to fbgemm; without a pass before, no table changes
+
+    def _rows(self) -> list[Tensor]:
+        store = self.network.embeddings.store
+        return [] if store is None else store.rows
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,9 @@
 """Where a network's weights live and how they learn: on one device, or sharded over ranks.
 
 `fused`: TorchRec's DistributedModelParallel at any world size. Tables learn by row-wise Adagrad inside
-the backward pass, which costs time in the distinct codes of a batch. `dense`: the plain network under
-Adam with an L2 penalty over whole tables, in one process.
+the backward pass, which costs time in the distinct codes of a batch. In one process only: `lazy`, the plain
+network under an Adam that moves the rows of the batch alone, at much the same cost; `dense`, the same under
+Adam over whole tables.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 
 from headwater.feature_store.errors import JobError
 from headwater.models.embeddings import Mode
+from headwater.models.lazy_tables import LazyAdam, LazyTables
 from headwater.models.network import CTRNetwork
 from headwater.models.placement import Placement
 
@@ -35,14 +37,14 @@ def place(
     """Put a network on `device`, or shard it over the ranks of the process group.
 
     `fused` starts a process group where there is none: torchrun's, or one of this process alone, for
-    which no port is opened. JobError for `dense` on more ranks than one.
+    which no port is opened. JobError for the other modes on more ranks than one.
     """
     assert network.embeddings.mode == mode, f"the network was built for {network.embeddings.mode}"
     tables = network.embeddings.table_parameters()
     numeric = list(network.embeddings.numeric.parameters())
     model = list(network.model.parameters())
     module: nn.Module = network
-    fused = None
+    own: Any | None = None
     if mode == "fused":
         _ensure_process_group(device)
         network.model.to(device)
@@ -50,20 +52,24 @@ def place(
         from headwater.models.planning import shard  # TorchRec takes seconds
 
         module = shard(network, sparse_lr, sparse_l2, device)
-        fused = module.fused_optimizer
+        own = module.fused_optimizer
         tables = []
     elif dist.is_initialized() and dist.get_world_size() > 1:
         raise JobError(
-            f"train.sparse.mode = 'dense' trains in one process, but {dist.get_world_size()} were "
+            f"train.sparse.mode = {mode!r} trains in one process, but {dist.get_world_size()} were "
             "started. Set train.sparse.mode = 'fused', or start one process."
         )
     else:
         network.to(device)
+        store = network.embeddings.store
+        if isinstance(store, LazyTables):
+            own = LazyAdam(store, sparse_lr)
+            tables = []
 
     # The vectors of dense columns are embeddings: the tables' penalty is theirs in both modes, and
     # the tables' learning rate where Adam learns both.
     lr = {"sparse": sparse_lr, "dense": dense_lr}
-    kind = "sparse" if mode == "dense" else "dense"
+    kind = "dense" if mode == "fused" else "sparse"
     groups: list[dict[str, Any]] = [
         {"params": tables + numeric, "lr": lr[kind], "kind": kind},
         {"params": model, "lr": dense_lr, "kind": "dense"},
@@ -79,10 +85,10 @@ def place(
         module,
         device=device,
         adam=adam,
-        fused=fused,
+        tables=own,
         lr=lr,
         penalties=penalties,
-        row_l2=sparse_l2 if mode == "fused" else 0.0,
+        row_l2=sparse_l2 if mode != "dense" else 0.0,
     )
 
 

@@ -219,13 +219,14 @@ class ModelSection(BaseModel):
 class SparseOptimizer(Config):
     """How embedding tables learn."""
 
-    mode: Literal["fused", "dense"] = "fused"
+    mode: Literal["fused", "lazy", "dense"] = "fused"
     """`fused`: TorchRec tables with row-wise Adagrad in the backward pass, sharded over ranks.
+    `lazy`: plain torch tables in one process; Adam moves the rows that a batch reads.
     `dense`: plain torch tables under Adam with whole-table L2, for parity with published settings."""
     lr: float = Field(default=0.02, gt=0)
     """Learning rate."""
     l2: float = Field(default=0.0, ge=0)
-    """Weight of the L2 penalty: (l2 / 2) * sum of squares; of touched rows only in `fused` mode."""
+    """Weight of the L2 penalty: (l2 / 2) * sum of squares; of all rows in `dense` mode, else of the rows that a batch reads."""
 
 
 class DenseOptimizer(Config):

@@ -18,7 +18,7 @@ from headwater.models.registry import MODELS, load_model
 from headwater.models.sharding import Placement
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
-MODES = ["dense", "fused"]
+MODES = ["dense", "fused", "lazy"]
 SMALL: dict[str, dict[str, Any]] = {
     "logistic_regression": {},
     "fm": {"embedding_dim": 8},

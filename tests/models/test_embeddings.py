@@ -17,7 +17,7 @@ from headwater.models.embeddings import Embeddings
 from headwater.models.fused_tables import table_name
 from headwater.models.network import build_network
 
-MODES = ["dense", "fused"]
+MODES = ["dense", "fused", "lazy"]
 
 
 class TwoSlots(CTRModel):

@@ -162,7 +162,7 @@ def test_fused_tables_keep_rows_that_are_not_in_the_batch_whatever_the_penalty(
     assert changed == read
 
 
-@pytest.mark.parametrize("mode", ["dense", "fused"])
+@pytest.mark.parametrize("mode", ["dense", "fused", "lazy"])
 def test_learning_rates_fall_together_down_to_the_floor(
     mode: str,
     codes_only: Schema,
@@ -204,7 +204,7 @@ def test_clipping_scales_to_the_norm_and_returns_what_it_was(
     assert norm() == pytest.approx(whole / 4, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["dense", "fused"])
+@pytest.mark.parametrize("mode", ["dense", "fused", "lazy"])
 def test_weights_load_without_the_optimisers(
     mode: str,
     mixed: Schema,
@@ -222,7 +222,7 @@ def test_weights_load_without_the_optimisers(
     assert torch.equal(placement.module(batch), logit_B)
 
 
-@pytest.mark.parametrize("mode", ["dense", "fused"])
+@pytest.mark.parametrize("mode", ["dense", "fused", "lazy"])
 def test_a_checkpoint_of_another_network_is_refused(
     mode: str, mixed: Schema, codes_only: Schema, make_placement: Callable[..., Placement]
 ) -> None:

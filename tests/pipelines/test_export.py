@@ -171,7 +171,7 @@ def test_manifest_says_what_each_tensor_is(release: Path) -> None:
     assert written["outputs"] == [{"name": "prob", "dtype": "float32", "shape": [-1]}]
 
 
-@pytest.mark.parametrize("mode", ["fused", "dense"])
+@pytest.mark.parametrize("mode", ["fused", "lazy", "dense"])
 def test_a_trained_run_is_exported_with_its_best_weights(
     mode: str, tiny_job: Callable[..., Job], tiny_prepared: Prepared, tmp_path: Path
 ) -> None:
