@@ -7,10 +7,12 @@ input is a pair, padded `[N, L]` and `<name>.length` int64 `[N, 1]`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from headwater.feature_store.schema import INT64_MIN
+from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.errors import Misfit, RequestError, TooLargeError, shorten, unknown_name
 from headwater.serving.manifest import Feature, Input
 from headwater.serving.tensors import MAX_CELLS, MISSING, NUMPY, Array, flat, missing, ragged
@@ -18,7 +20,18 @@ from headwater.serving.tensors import MAX_CELLS, MISSING, NUMPY, Array, flat, mi
 Arrays = dict[str, Array]
 
 LENGTH = ".length"
+_MAX_RUNS = 64
 _MISSING_INT = np.int64(INT64_MIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Inputs that follow each other in a request and are alike: numbers or strings, of one role."""
+
+    names: tuple[str, ...]
+    dtype: Dtype
+    inputs: slice
+    """Their places in the request."""
 
 
 class Signature:
@@ -33,6 +46,41 @@ class Signature:
             if column.is_list:
                 name = column.name + LENGTH
                 self.tensors[name] = Input(name=name, dtype="int64", role=column.role)
+        self._lists = tuple(name for name, column in self.inputs.items() if column.is_list)
+        self._context = tuple(n for n, tensor in self.tensors.items() if tensor.role == "context")
+        self._alike: dict[tuple[Dtype, str], list[str]] = {}
+        for name, column in self.inputs.items():
+            if not column.is_list:
+                self._alike.setdefault((column.dtype, column.role), []).append(name)
+        self._runs: dict[tuple[str, ...], tuple[Run, ...] | None] = {}
+
+    def runs(self, names: tuple[str, ...]) -> tuple[Run, ...] | None:
+        """Return the runs of inputs in this order; None where one is unknown, given twice, or a list.
+
+        They are kept, as most clients ask for the same inputs each time.
+        """
+        if names not in self._runs:
+            if len(self._runs) >= _MAX_RUNS:
+                self._runs.clear()
+            self._runs[names] = self._find_runs(names)
+        return self._runs[names]
+
+    def _find_runs(self, names: tuple[str, ...]) -> tuple[Run, ...] | None:
+        columns = [self.inputs.get(name) for name in names]
+        if len(set(names)) < len(names):
+            return None
+        runs: list[Run] = []
+        for index, column in enumerate(columns):
+            if column is None or column.is_list:
+                return None
+            before = columns[index - 1] if index else None
+            if before and (before.dtype, before.role) == (column.dtype, column.role):
+                last = runs.pop()
+                inputs = slice(last.inputs.start, index + 1)
+                runs.append(Run((*last.names, column.name), column.dtype, inputs))
+            else:
+                runs.append(Run((column.name,), column.dtype, slice(index, index + 1)))
+        return tuple(runs)
 
     def unknown(self, where: str, kind: str, name: str, known: Iterable[str]) -> RequestError:
         """Return the error for a name that is none of `known`; for a computed feature, what to send."""
@@ -81,6 +129,9 @@ class Signature:
         Raises `RequestError` where rows disagree or a length is not within its list, `TooLargeError`
         where a list given once is too long to be repeated.
         """
+        given = len(arrays) == len(self.tensors) and not self._lists
+        if given and {len(array) for array in arrays.values()} == {num_rows}:
+            return dict(arrays)
         # Before anything is made of them: a tensor of no columns may claim any number of rows.
         for name, array in arrays.items():
             once = self.tensors[name].role == "context" and array.shape[0] == 1
@@ -101,9 +152,8 @@ class Signature:
             elif array.shape[0] != rows:
                 array = repeat(name, array, rows)
             feeds[name] = array
-        for column in self.inputs.values():
-            if column.is_list:
-                self._check_list(column.name, feeds)
+        for name in self._lists:
+            self._check_list(name, feeds)
         return feeds
 
     def _wrong_rows(self, name: str, arrays: Mapping[str, Array], num_rows: int) -> RequestError:
@@ -142,12 +192,11 @@ class Signature:
 
     def shared(self, feeds: Arrays, num_rows: int) -> bool:
         """Return whether a context input is given once for several candidates."""
-        return num_rows > 1 and any(array.shape[0] == 1 for array in feeds.values())
+        return num_rows > 1 and any(feeds[name].shape[0] == 1 for name in self._context)
 
     def width(self, feeds: Arrays) -> int:
         """Return the width of the widest list, 1 without any."""
-        lists = (feeds[name].shape[1] for name, column in self.inputs.items() if column.is_list)
-        return max(lists, default=1)
+        return max([feeds[name].shape[1] for name in self._lists], default=1)
 
     def join(self, parts: Sequence[tuple[Arrays, int]]) -> tuple[Arrays, int]:
         """Return several requests as one: rows in order, a context repeated for its own candidates."""
@@ -163,26 +212,22 @@ class Signature:
             ]
             if tensor.is_list:
                 arrays = _same_width(arrays, tensor)
+            if tensor.dtype == "string" and len({array.dtype.kind for array in arrays}) > 1:
+                arrays = [_texts(array) for array in arrays]
             joined[name] = np.concatenate(arrays)
         return joined, sum(rows for _, rows in parts)
 
     def count_missing(self, feeds: Arrays) -> dict[str, int]:
         """Return how many values of each input are missing (a list: is empty), where any is."""
-        counts: dict[str, int] = {}
-        for name, column in self.inputs.items():
-            array = feeds[name]
-            if column.is_list:
-                count = np.count_nonzero(feeds[name + LENGTH] == 0)
-            elif column.dtype == "double":
-                # NaN alone differs from itself.
-                count = np.count_nonzero(array != array)
-            elif column.dtype == "int64":
-                count = np.count_nonzero(array == _MISSING_INT)
-            else:
-                count = np.count_nonzero(array == "")
-            if count:
-                counts[name] = int(count)
-        return counts
+        counts = {name: np.count_nonzero(feeds[name + LENGTH] == 0) for name in self._lists}
+        for (dtype, _), alike in self._alike.items():
+            # One look at all of them together: one at each costs as much as scoring a row.
+            for names in _by_kind(alike, feeds) if dtype == "string" else (alike,):
+                found = _is_missing(np.concatenate([feeds[name] for name in names]), dtype)
+                if found.any():
+                    each = np.count_nonzero(found.reshape(len(names), -1), axis=1)
+                    counts.update(zip(names, each.tolist(), strict=True))
+        return {name: int(count) for name, count in counts.items() if count}
 
 
 def repeat(name: str, array: Array, num_rows: int) -> Array:
@@ -194,6 +239,33 @@ def repeat(name: str, array: Array, num_rows: int) -> Array:
             f"{MAX_CELLS} values in all; send a shorter list, or fewer rows"
         )
     return np.repeat(array, num_rows, axis=0)
+
+
+def _by_kind(names: Sequence[str], feeds: Arrays) -> list[list[str]]:
+    """Return the names of string tensors that hold bytes, and of those that hold objects."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(feeds[name].dtype.kind, []).append(name)
+    return list(kinds.values())
+
+
+def _is_missing(values: Array, dtype: Dtype) -> npt.NDArray[np.bool_]:
+    if dtype == "double":
+        # NaN alone differs from itself.
+        return values != values
+    if dtype == "int64":
+        return values == _MISSING_INT
+    if values.dtype.kind == "S":
+        return values.view(np.uint8).reshape(len(values), -1)[:, 0] == 0
+    return values == ""
+
+
+def _texts(array: Array) -> Array:
+    """Return strings as objects."""
+    if array.dtype.kind == "O":
+        return array
+    strings = [text.decode() for text in array.ravel().tolist()]
+    return np.array(strings, object).reshape(array.shape)
 
 
 def _same_width(arrays: list[Array], tensor: Input) -> list[Array]:

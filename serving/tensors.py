@@ -8,6 +8,7 @@ data did not have is a skew.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -48,6 +49,8 @@ _KINDS: dict[Dtype, tuple[type, ...]] = {
 MAX_CELLS = 2**24
 """Padding short lists to one long one, or repeating one for each row, makes at most this many values."""
 
+_NULL = re.compile(b"null")
+_INT64_MIN = str(INT64_MIN).encode()
 _STRINGS = msgspec.json.Decoder(list[str])
 _ANY = msgspec.json.Decoder()
 _local = threading.local()
@@ -126,15 +129,14 @@ def ragged(rows: Sequence[object], dtype: Dtype) -> tuple[Array, Array]:
 def from_json(raw: msgspec.Raw, dtype: Dtype) -> Array:
     """Return the numbers or strings of a JSON array, flat or nested, as `[count]` of `dtype`.
 
-    The common case (no null, no wrong type) costs no Python object a number. Raises `Misfit`.
+    The common case (no wrong type) costs no Python object a number. Raises `Misfit`.
     """
-    buffer = memoryview(raw)
     try:
         if dtype == "string":
-            return np.array(_STRINGS.decode(buffer), object)
-        return _numbers(buffer, dtype)
+            return np.array(_STRINGS.decode(memoryview(raw)), object)
+        return numbers(bytes(raw), dtype)
     except (msgspec.ValidationError, TypeError, ValueError, RuntimeError):
-        # A null, a wrong type, or a number that simdjson cannot hold (it raises all three).
+        # A null among strings, a wrong type, or a number that simdjson cannot hold (it raises all three).
         values = _nested(any_json(raw))
         return flat(values, dtype)
 
@@ -162,11 +164,30 @@ def decode_json(decoder: msgspec.json.Decoder[T], data: memoryview, where: str =
         raise RequestError(f"body: expected valid JSON, found: {error}") from None
 
 
-def _numbers(buffer: memoryview, dtype: Dtype) -> Array:
+def numbers(text: bytes, dtype: Dtype) -> Array:
+    """Return the numbers of a valid JSON array, flat or nested, as `[count]`; null is missing.
+
+    Raises `TypeError`, `ValueError` or `RuntimeError` where anything else is in it, or too large a number.
+    """
+    if b"null" not in text:
+        return _parsed(text, dtype)
+    # Text beside the numbers, as in a string, makes simdjson refuse the array: no other null is replaced.
+    if dtype == "int64":
+        return _parsed(text.replace(b"null", _INT64_MIN), dtype)
+    array = _parsed(text.replace(b"null", b"0"), dtype).copy()
+    commas = np.flatnonzero(np.frombuffer(text, np.uint8) == ord(","))
+    if len(array) != len(commas) + 1:
+        raise ValueError("an empty array: the commas before a null do not give its index")
+    nulls = [match.start() for match in _NULL.finditer(text)]
+    array[np.searchsorted(commas, nulls)] = np.nan
+    return array
+
+
+def _parsed(text: bytes, dtype: Dtype) -> Array:
     parser = getattr(_local, "parser", None)
     if parser is None:
         parser = _local.parser = simdjson.Parser()
-    document: Any = parser.parse(buffer)
+    document: Any = parser.parse(text)
     try:
         if not isinstance(document, simdjson.Array):
             raise TypeError
