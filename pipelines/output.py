@@ -31,16 +31,26 @@ def writing(path: Path) -> Generator[None]:
     """Turn what the file system refuses (as on a full disk) into an OutputError on `path`."""
     try:
         yield
-    except OSError as error:
-        # Arrow keeps the number in the text of its errors only.
-        found = re.search(r"errno (\d+)", str(error), re.IGNORECASE)
-        number = error.errno or (int(found.group(1)) if found else None)
+    except Exception as error:
+        number = _error_number(error)
+        # A library's own error for what it reads is not about `path`.
+        if not isinstance(error, OSError) and number not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         reason = os.strerror(number) if number else str(error)
-        where = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
+        name = getattr(error, "filename", None)
+        where = f" ({name})" if name not in (None, str(path)) else ""
         raise OutputError(
             f"{path}: cannot be written: {reason}{where}. "
             "Free space or make the folder writable; what was there before is untouched."
         ) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's number of an error; Arrow and Polars have it in the text only."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"(?:errno|os error) (\d+)", str(error), re.IGNORECASE)
+    return int(found.group(1)) if found else None
 
 
 def write_whole(path: Path, content: bytes) -> None:

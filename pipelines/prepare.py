@@ -24,7 +24,6 @@ from headwater.feature_store.schema import Schema, write_schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.data.prepared import (
-    ABOUT,
     FORMAT_VERSION,
     SAMPLE,
     SCHEMA,
@@ -72,9 +71,10 @@ def prepare(job: Job, root: Path = Path("prepared")) -> Prepared:
     created = _created(job)
     key = hashlib.sha256(json.dumps(created, sort_keys=True).encode()).hexdigest()[:16]
     path = root / job.name / key
-    if (path / ABOUT).exists():
+    if path.exists():
+        prepared = load_prepared(path)
         note(f"prepared data is there: {path}")
-        return load_prepared(path)
+        return prepared
     source = Source(job)
     with publish(path) as folder:
         _write(source, folder, created)

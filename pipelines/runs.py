@@ -10,7 +10,9 @@ evaluation.json   what the report draws
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,9 +67,15 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one event to `log.jsonl`; `event` is a constant text, values are fields."""
-        line = to_json({"ts_ms": time.time_ns() // 1_000_000, "event": event, **fields})
-        with writing(self.path / "log.jsonl"), (self.path / "log.jsonl").open("a") as file:
-            file.write(line + "\n")
+        path = self.path / "log.jsonl"
+        line = to_json({"ts_ms": time.time_ns() // 1_000_000, "event": event, **fields}) + "\n"
+        content = line.encode()
+        with writing(path), path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if file.write(content) < len(content):
+                # The disk filled up within the line.
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 _REMEDY = {

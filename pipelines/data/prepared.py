@@ -121,7 +121,8 @@ def load_prepared(path: Path) -> Prepared:
     try:
         about = msgspec.json.decode((path / ABOUT).read_bytes(), type=About)
     except (FileNotFoundError, NotADirectoryError):
-        raise ShardError(f"{path}: not prepared data: it has no {ABOUT}. Run prepare.") from None
+        remedy = _REMEDY if path.exists() else "Run prepare."
+        raise ShardError(f"{path}: not prepared data: it has no {ABOUT}. {remedy}") from None
     except msgspec.DecodeError as error:
         raise ShardError(f"{path / ABOUT}: cannot be read: {error}. {_REMEDY}") from None
     if about.format_version != FORMAT_VERSION:

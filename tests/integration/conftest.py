@@ -91,16 +91,19 @@ context = ["user_id", "age", "country", "ts"]
 """
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "finalmlp-fused": (),
+    "finalmlp-fused": ("train.sparse.mode=fused",),
     "finalmlp-dense": ("train.sparse.mode=dense", "train.sparse.lr=0.01"),
-    "deepfm-fused": ('model={type="deepfm", embedding_dim=8, hidden=[32, 16]}',),
+    "deepfm-lazy": (
+        'model={type="deepfm", embedding_dim=8, hidden=[32, 16]}',
+        "train.sparse.lr=0.01",
+    ),
     "deepfm-dense": (
         'model={type="deepfm", embedding_dim=8, hidden=[32, 16]}',
         "train.sparse.mode=dense",
         "train.sparse.lr=0.01",
     ),
 }
-"""The same job with two models in both table modes, as `--set` values."""
+"""The same job with two models in all table modes, as `--set` values."""
 
 
 @dataclass(frozen=True)
@@ -357,26 +360,31 @@ def killed() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def calls() -> Callable[..., int]:
-    """Give a function that counts the calls of `act` that change what is in the current folder."""
-    counting = False
-    count = 0
+def calls() -> Callable[..., list[tuple[str, int]]]:
+    """Give a function that lists the calls of `act` that change what is in the current folder.
+
+    A call is its path, and what `sample` gave before it.
+    """
+    sampling: Callable[[], int] | None = None
+    found: list[tuple[str, int]] = []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
-        if counting and writes(event, arguments, str(Path.cwd())):
-            count += 1
+        if sampling is not None and writes(event, arguments, str(Path.cwd())):
+            found.append((str(arguments[0]), sampling()))
 
     sys.addaudithook(hook)  # which stays, and does nothing at other times
 
-    def run(act: Callable[[], object]) -> int:
-        nonlocal counting, count
-        counting, count = True, 0
+    def run(
+        act: Callable[[], object], sample: Callable[[], int] = lambda: 0
+    ) -> list[tuple[str, int]]:
+        nonlocal sampling
+        found.clear()
+        sampling = sample
         try:
             act()
         finally:
-            counting = False
-        return count
+            sampling = None
+        return list(found)
 
     return run
 

@@ -1,6 +1,8 @@
-"""A full disk: a clear error, status 1, nothing half-written to be seen, and all that was there untouched.
+"""A full disk at each step that writes: a clear error, status 1, and all that was there untouched.
 
-The disk is a small tmpfs, which only root can mount; elsewhere these tests are skipped.
+The disk is a small tmpfs, which only root can mount; elsewhere these tests are skipped. Each command runs
+undisturbed first, and the space that it has taken is noted before each of its file-system calls. Then it runs
+with as much space as ends within what each of these calls goes on to write.
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from headwater.pipelines.runs import newest_run
 pytestmark = pytest.mark.timeout(300)
 
 DISK_MB = 64
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,19 @@ class Disk:
 
     path: Path
 
+    def used(self) -> int:
+        """Return the bytes that are taken, in whole pages."""
+        found = os.statvfs(self.path)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
     def fill(self, *, leave: int) -> None:
         """Take all space but `leave` bytes, in whole pages."""
-        free = os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize
         with (self.path / "filler").open("wb") as file:
-            file.write(bytes(free - leave))
+            file.write(bytes((DISK_MB << 20) - self.used() - leave))
+
+    def clear(self) -> None:
+        """Give the space back that `fill` took."""
+        (self.path / "filler").unlink()
 
     def files(self) -> dict[str, str]:
         """Return a hash of each file."""
@@ -93,24 +105,97 @@ def fails(disk: Disk, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[
     return check
 
 
-def test_prepare(disk: Disk, fails: Callable[..., dict[str, str]]) -> None:
+@dataclass(frozen=True)
+class Step:
+    """A place in a command where the disk is full: `leave` bytes end while something is written."""
+
+    after: str
+    """The last call before: the file, or what is done before a library opens one."""
+    leave: int
+
+
+def steps(disk: Disk, calls: Callable[..., Any], command: Sequence[str]) -> list[Step]:
+    """Run a command undisturbed, and return its steps that take space; what is new is removed."""
+    before = set(disk.path.rglob("*"))
+    start = disk.used()
+    found = calls(lambda: main(list(command)), sample=lambda: disk.used() - start)
+    taken = [*(size for _, size in found), disk.used() - start]
+    for path in sorted(set(disk.path.rglob("*")) - before, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    result: list[Step] = []
+    for index, (name, size) in enumerate(found):
+        grown = taken[index + 1] - size
+        leave = size + grown // 2 // PAGE * PAGE
+        # What is freed before leaves room for a step that takes less.
+        if grown > 0 and leave >= max(taken[: index + 1]):
+            result.append(Step(Path(name).name, leave))
+    return result
+
+
+COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     # Another filter, so that nothing prepared before can be used.
-    disk.fill(leave=64 << 10)
-    other = ("--set", "data.filter=price IS NULL OR price < 1e9")
-    assert fails("prepare", "job.toml", *other, place="prepared/shop/") == {}
-    assert len(list(Path("prepared/shop").iterdir())) == 1
+    "prepare": (
+        ("prepare", "job.toml", "--set", "data.filter=price IS NULL OR price < 1e9"),
+        "prepared/shop/",
+    ),
+    "evaluate": (("evaluate", "--run", "{run}"), "{run}"),
+    "report": (("report", "{run}"), "report.html"),
+    "export": (("export", "--run", "{run}"), "releases/finalmlp-fused"),
+    "score": (("score", "releases/finalmlp-fused", "in.parquet", "out.parquet"), "out.parquet"),
+    "init": (("init", "in.parquet", "--out", "new.toml"), "new.toml"),
+}
+"""Commands, and what the message names."""
 
 
-@pytest.mark.parametrize("leave_kb", [0, 64])
-def test_train(leave_kb: int, disk: Disk, fails: Callable[..., dict[str, str]]) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_step_of_a_command(
+    name: str,
+    disk: Disk,
+    made: Callable[[str], Any],
+    shop: Any,
+    calls: Callable[..., Any],
+    fails: Callable[..., dict[str, str]],
+) -> None:
+    run = str(made("finalmlp-fused").run.relative_to(shop.path))
+    command, place = COMMANDS[name]
+    command = [part.format(run=run) for part in command]
+    expected = steps(disk, calls, command)
+    print(*expected, sep="\n")
+    assert len(expected) >= {"prepare": 6, "evaluate": 4, "export": 2}.get(name, 1)
+    for step in expected:
+        disk.fill(leave=step.leave)
+        left = fails(*command, place=place.format(run=run))
+        # The number that a release would have had may be taken.
+        assert left.keys() <= {"releases/finalmlp-fused/.last-version"}, step
+        disk.clear()
+    assert main(list(command)) == 0
+
+
+def test_each_step_of_training(
+    disk: Disk, calls: Callable[..., Any], fails: Callable[..., dict[str, str]]
+) -> None:
     before = newest_run("shop").path
-    disk.fill(leave=leave_kb << 10)
-    left = fails("train", "job.toml", place="runs/shop/")
-    # What is left is a run that says of itself that it is not complete, and holds no checkpoint.
-    assert newest_run("shop").path == before
-    assert len(list(Path("runs/shop").iterdir())) == (2 if leave_kb else 1)
-    assert not [name for name in left if "checkpoint" in name or name.endswith("metrics.json")]
-    assert not [name for name in left if Path(name).name.startswith(".")]
+    command = ("train", "job.toml", "--set", "train.epochs=2")
+    expected = steps(disk, calls, command)
+    print(*expected, sep="\n")
+    assert {"job.toml", "log.jsonl", "network.pt", "training.pt"} <= {
+        re.sub(r"^\.|\.[0-9a-f]{8}\.part$", "", step.after) for step in expected
+    }
+    for step in expected:
+        disk.fill(leave=step.leave)
+        left = fails(*command, place="runs/shop/")
+        # A run that says of itself that it is not complete, and goes on.
+        assert newest_run("shop").path == before
+        assert not [name for name in left if Path(name).name.startswith(".")], step
+        disk.clear()
+        runs = {Path(*Path(name).parts[:3]) for name in left}
+        assert len(runs) <= 1
+        for run in runs:
+            assert main(["train", "--resume", str(run), "--json"]) == 0
+            assert newest_run("shop").path == run
+            for line in (run / "log.jsonl").read_text().splitlines():
+                json.loads(line)
+            shutil.rmtree(run)
 
 
 def test_checkpoint_before_stays_when_the_next_does_not_fit(
@@ -126,41 +211,6 @@ def test_checkpoint_before_stays_when_the_next_does_not_fit(
     assert len(folders) == 1
     run = Path("runs", "shop", folders.pop())
     assert (run / "checkpoint" / "index.json").is_file()
-    (disk.path / "filler").unlink()
+    disk.clear()
     assert main(["train", "--resume", str(run), "--json"]) == 0
     assert newest_run("shop").path == run
-
-
-def test_evaluate_and_report(
-    disk: Disk, made: Callable[[str], Any], shop: Any, fails: Callable[..., dict[str, str]]
-) -> None:
-    run = made("finalmlp-fused").run.relative_to(shop.path)
-    disk.fill(leave=0)
-    assert fails("evaluate", "--run", run, place=str(run)) == {}
-    assert fails("report", run, place="report.html") == {}
-
-
-@pytest.mark.parametrize("leave_kb", [0, 32])
-def test_export(
-    leave_kb: int,
-    disk: Disk,
-    made: Callable[[str], Any],
-    shop: Any,
-    fails: Callable[..., dict[str, str]],
-) -> None:
-    run = made("finalmlp-fused").run.relative_to(shop.path)
-    disk.fill(leave=leave_kb << 10)
-    assert fails("export", "--run", run, place="releases/finalmlp-fused") == {}
-    left = [each.name for each in Path("releases/finalmlp-fused").iterdir()]
-    assert left == ["1"]
-
-
-def test_score(disk: Disk, fails: Callable[..., dict[str, str]]) -> None:
-    disk.fill(leave=4096)
-    arguments = ("score", "releases/finalmlp-fused", "in.parquet", "out.parquet")
-    assert fails(*arguments, place="out.parquet") == {}
-
-
-def test_init(disk: Disk, fails: Callable[..., dict[str, str]]) -> None:
-    disk.fill(leave=0)
-    assert fails("init", "in.parquet", "--out", "new.toml", place="new.toml") == {}

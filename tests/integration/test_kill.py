@@ -23,7 +23,7 @@ from headwater.serving.release import load_release
 
 pytestmark = pytest.mark.timeout(300)
 
-Calls = Callable[..., int]
+Calls = Callable[..., list[tuple[str, int]]]
 Killed = Callable[..., None]
 
 
@@ -108,7 +108,7 @@ def test_killed_command_leaves_nothing_that_looks_complete_and_the_next_run_succ
     case = CASES[name]
     undisturbed = given(case, tmp_path / "undisturbed")
     monkeypatch.chdir(undisturbed)
-    total = calls(lambda: main(list(case.command)))
+    total = len(calls(lambda: main(list(case.command))))
     after = snapshot(undisturbed)
     drawn = sorted(chance.sample(range(1, total + 1), min(kills, total)))
     print(f"{name}: of {total} calls, killed before {drawn}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headwater.feature_store.errors import OutputError
-from headwater.pipelines.output import whole_file, write_whole
+from headwater.pipelines.output import whole_file, write_whole, writing
 
 
 def test_file_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -33,6 +33,17 @@ def test_error_inside_leaves_what_was_there(tmp_path: Path) -> None:
         write_and_fail(path, KeyboardInterrupt())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["IO error: (os error 28)", "write failed. Detail: [errno 28] x"])
+def test_full_disk_is_told_whatever_library_met_it(text: str) -> None:
+    with (
+        pytest.raises(OutputError, match="x: cannot be written: No space left"),
+        writing(Path("x")),
+    ):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="os error 2"), writing(Path("x")):
+        raise RuntimeError("cannot read y: (os error 2)")
 
 
 def test_part_that_a_killed_process_left_goes_and_a_living_one_stays(tmp_path: Path) -> None:

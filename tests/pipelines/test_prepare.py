@@ -301,6 +301,8 @@ def test_a_folder_without_its_last_file_is_not_prepared_data(prepared: Prepared)
     (prepared.path / "prepared.json").unlink()
     with pytest.raises(ShardError, match=r"not prepared data: it has no prepared\.json"):
         load_prepared(prepared.path)
+    with pytest.raises(ShardError, match=r"it has no prepared\.json\. Delete the folder"):
+        prepare(job_of())
     (prepared.path / "prepared.json").write_text("{")
     with pytest.raises(ShardError, match=r"prepared\.json: cannot be read"):
         load_prepared(prepared.path)
