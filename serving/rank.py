@@ -133,7 +133,7 @@ def _from_columns(
                 check_size(len(values))
                 tensors = _tensors(column, values)
             else:
-                tensors = {name: from_json(raw, column.dtype).reshape(-1, 1)}
+                tensors = {name: from_json(raw, column.dtype, nested=False).reshape(-1, 1)}
         except Misfit as fault:
             raise fault.at(f"$.candidates.{name}") from None
         rows = tensors[name].shape[0]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from headwater.serving.errors import Misfit
+from headwater.serving.errors import Misfit, RequestError
 from headwater.serving.manifest import Manifest
 from headwater.serving.signature import Arrays, Signature
 from headwater.serving.tensors import Array
@@ -61,6 +61,28 @@ class Scorer:
     def _run(self, feeds: Arrays) -> Scores:
         outputs = cast("list[Any]", self._session.run(self._outputs, feeds))
         return outputs[0].reshape(-1)
+
+
+def require_finite(scores: Scores, arrays: Mapping[str, Array]) -> None:
+    """Raise `RequestError`, with the row and its largest number, where a score is no number.
+
+    A number beyond float32 becomes an infinity in the graph, and a difference of two is none.
+    """
+    finite = np.isfinite(scores)
+    if finite.all():
+        return
+    row = int(np.argmin(finite))
+    largest: list[tuple[float, str]] = []
+    for name, array in arrays.items():
+        if array.dtype.kind in "if":
+            # NaN and the smallest integer, which has no positive, are missing values: never the largest.
+            values = np.abs(array[row if len(array) > 1 else 0])
+            largest.append((float(np.fmax.reduce(values, initial=0)), name))
+    number, name = max(largest, default=(0.0, ""))
+    raise RequestError(
+        f"row {row}: no finite score: a number is too large for the model; the largest is in {name!r}, "
+        f"{number:.4g}"
+    )
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

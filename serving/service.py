@@ -14,7 +14,7 @@ from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.metrics import Metrics
 from headwater.serving.registry import Registry
-from headwater.serving.scorer import Scorer, Scores
+from headwater.serving.scorer import Scorer, Scores, require_finite
 from headwater.serving.tensors import Array
 
 P = ParamSpec("P")
@@ -44,7 +44,7 @@ class Service:
     ) -> Scores:
         """Return one score a candidate from checked tensors; `num_rows` is N where it is known.
 
-        Raises what `Signature.complete` and `Batcher.score` do.
+        Raises what `Signature.complete`, `Batcher.score` and `require_finite` do.
         """
         signature = scorer.signature
         if num_rows is None:
@@ -54,7 +54,9 @@ class Service:
         feeds = signature.complete(arrays, num_rows)
         if num_rows == 0:
             return np.zeros(0, np.float32)
-        return await self.batcher.score(scorer, feeds, num_rows)
+        scores = await self.batcher.score(scorer, feeds, num_rows)
+        require_finite(scores, feeds)
+        return scores
 
     async def decode(
         self, size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -126,19 +126,24 @@ def ragged(rows: Sequence[object], dtype: Dtype) -> tuple[Array, Array]:
     return padded, lengths.reshape(-1, 1)
 
 
-def from_json(raw: msgspec.Raw, dtype: Dtype) -> Array:
-    """Return the numbers or strings of a JSON array, flat or nested, as `[count]` of `dtype`.
+def from_json(raw: msgspec.Raw, dtype: Dtype, *, nested: bool = True) -> Array:
+    """Return the numbers or strings of a JSON array as `[count]` of `dtype`; flat, or `nested` too.
 
     The common case (no wrong type) costs no Python object a number. Raises `Misfit`.
     """
     try:
         if dtype == "string":
             return np.array(_STRINGS.decode(memoryview(raw)), object)
-        return numbers(bytes(raw), dtype)
+        text = bytes(raw)
+        if nested or text.count(b"[") == 1:
+            return numbers(text, dtype)
     except (msgspec.ValidationError, TypeError, ValueError, RuntimeError):
         # A null among strings, a wrong type, or a number that simdjson cannot hold (it raises all three).
-        values = _nested(any_json(raw))
-        return flat(values, dtype)
+        pass
+    values = any_json(raw)
+    if not isinstance(values, list):
+        raise Misfit(expected="an array", found=shorten(repr(values), 60))
+    return flat(_unnested(values) if nested else values, dtype)
 
 
 def any_json(raw: msgspec.Raw) -> Any:
@@ -199,16 +204,14 @@ def _parsed(text: bytes, dtype: Dtype) -> Array:
         del document
 
 
-def _nested(document: Any) -> list[object]:
+def _unnested(values: list[Any]) -> list[object]:
     """Return the values of nested lists in row-major order, at any depth, as simdjson does."""
-    if not isinstance(document, list):
-        raise Misfit(expected="an array", found=shorten(repr(document), 60))
-    values: list[object] = []
-    waiting: list[Any] = document[::-1]
+    found: list[object] = []
+    waiting = values[::-1]
     while waiting:
         entry = waiting.pop()
         if isinstance(entry, list):
             waiting.extend(entry[::-1])
         else:
-            values.append(entry)
-    return values
+            found.append(entry)
+    return found

@@ -171,6 +171,14 @@ _BAD: dict[str, tuple[Any, str]] = {
         {"candidates": [{"item": [1]}]},
         "$.candidates[0].item: expected an integer of 64 bits or null, found [1]",
     ),
+    "list for a number among columns": (
+        {"candidates": {"item": [[1], [2]]}},
+        "$.candidates.item[0]: expected an integer of 64 bits or null, found [1]",
+    ),
+    "list for a text among columns": (
+        {"candidates": {"brand": ["acme", ["acme"]]}},
+        "$.candidates.brand[1]: expected a string or null, found ['acme']",
+    ),
     "columns disagree": (
         {"candidates": {"item": [1, 2], "price": [1]}},
         "$.candidates.price: expected 2 values, as 'item' has, found 1",
