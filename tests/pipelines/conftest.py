@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from headwater.feature_store import schema as fs
 from headwater.models.network import CTRNetwork, build_network
 from headwater.models.registry import load_model
+from headwater.pipelines.export import export_network
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.prepare import Prepared, prepare
 
@@ -173,6 +175,39 @@ def make_job() -> MakeJob:
                 "model": {"type": model},
                 "export": export,
             }
+        )
+
+    return make
+
+
+@pytest.fixture
+def released(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: MakeNetwork,
+    make_job: MakeJob,
+) -> Callable[..., Path]:
+    """Give a function that exports a model to the test's folder, and returns the new release.
+
+    It takes the model's name, its network or else its settings, the schema if another, and the
+    settings of `make_job`.
+    """
+
+    def make(
+        model: str,
+        network: CTRNetwork | None = None,
+        *,
+        schema: fs.Schema = click_schema,
+        settings: Mapping[str, Any] | None = None,
+        described: Mapping[str, Any] | None = None,
+        **job: Any,
+    ) -> Path:
+        if network is None:
+            network = make_network(model, schema=schema, **(settings or {}))
+        folder = tmp_path / "releases"
+        return export_network(
+            network, schema, click_rows, make_job(model, **job), folder, **(described or {})
         )
 
     return make

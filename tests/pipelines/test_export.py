@@ -22,15 +22,10 @@ import pytest
 import torch
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.errors import (
-    JobError,
-    OutputError,
-    ParityError,
-    ReleaseError,
-)
+from headwater.feature_store.errors import JobError, OutputError, ParityError, ReleaseError
 from headwater.pipelines import output
 from headwater.pipelines.data.prepared import Prepared
-from headwater.pipelines.export import export, export_network
+from headwater.pipelines.export import export
 from headwater.pipelines.job import Job
 from headwater.pipelines.release import builder, writer
 from headwater.pipelines.release.golden import golden_rows
@@ -43,47 +38,34 @@ from headwater.serving.release import load_release, read_manifest
 # torch's exporter loads for seconds, in whichever test comes first.
 pytestmark = pytest.mark.timeout(120)
 
+Released = Callable[..., Path]
+
+FM = {"embedding_dim": 4}
 PAGE = Path(__file__).parents[2] / "docs" / "release.md"
 
 
 def test_export_beyond_tolerance_is_refused_and_leaves_nothing(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    tmp_path: Path, released: Released
 ) -> None:
-    network = make_network("dnn", embedding_dim=4, hidden=(16, 8))
-    job = make_job("dnn", tolerance=1e-12)
     with pytest.raises(ParityError, match=r"in row \d+ of the sample .*tolerance = 1e-12.*equal"):
-        export_network(network, click_schema, click_rows, job, tmp_path / "releases")
+        released("dnn", settings={"embedding_dim": 4, "hidden": (16, 8)}, tolerance=1e-12)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_scores_nan_is_refused(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    make_network: Callable[..., Any], released: Released
 ) -> None:
     network = make_network("logistic_regression")
     with torch.no_grad():
         network.model.bias.fill_(math.nan)
     with pytest.raises(ParityError, match="differs from the network by nan"):
-        export_network(network, click_schema, click_rows, make_job("logistic_regression"), tmp_path)
+        released("logistic_regression", network)
 
 
 def test_the_auc_of_an_export_is_said_to_be_of_the_sample(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
-    capsys: pytest.CaptureFixture[str],
+    released: Released, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = make_network("logistic_regression")
-    export_network(network, click_schema, click_rows, make_job("logistic_regression"), tmp_path)
+    released("logistic_regression")
     (line,) = (each for each in capsys.readouterr().err.splitlines() if "parity " in each)
     assert re.search(r"AUC 0\.\d+ and 0\.\d+ of 300 sampled rows$", line)
 
@@ -129,21 +111,16 @@ def test_golden_rows_hold_an_unseen_id_where_the_largest_is_taken(
 
 
 @pytest.fixture
-def release(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
-) -> Path:
-    return export_network(
-        make_network("fm", embedding_dim=4),
-        click_schema,
-        click_rows,
-        make_job("fm", context=["user"], golden_rows=8),
-        tmp_path / "releases",
-        metrics={"valid": {"auc": 0.75, "gauc": None, "logloss": math.nan}},
-        time_range_ms=(1_700_000_000_000, 1_700_000_900_000),
+def release(released: Released) -> Path:
+    return released(
+        "fm",
+        settings=FM,
+        described={
+            "metrics": {"valid": {"auc": 0.75, "gauc": None, "logloss": math.nan}},
+            "time_range_ms": (1_700_000_000_000, 1_700_000_900_000),
+        },
+        context=["user"],
+        golden_rows=8,
     )
 
 
@@ -207,9 +184,7 @@ def test_docs_name_every_field_of_the_manifest() -> None:
 def test_example_of_the_docs_scores(
     tmp_path: Path,
     click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    released: Released,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = ("user", "price", "tags")
@@ -217,8 +192,7 @@ def test_example_of_the_docs_scores(
         raw=tuple(column for column in click_schema.raw if column.name in names),
         columns=tuple(column for column in click_schema.columns if column.name in names),
     )
-    network = make_network("fm", schema=schema)
-    export_network(network, schema, click_rows, make_job("fm"), tmp_path / "releases")
+    released("fm", schema=schema)
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 8
@@ -230,17 +204,16 @@ def test_example_of_the_docs_scores(
 @pytest.mark.parametrize("external", [False, True])
 def test_one_flipped_byte_is_refused(
     external: bool,
-    tmp_path: Path,
     click_schema: fs.Schema,
     click_rows: pl.DataFrame,
     make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    released: Released,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if external:
         monkeypatch.setattr(builder, "EXTERNAL_BYTES", 1)
     network = make_network("deepfm", embedding_dim=4, hidden=(16,))
-    release = export_network(network, click_schema, click_rows, make_job("deepfm"), tmp_path)
+    release = released("deepfm", network)
     files = {MODEL_NAME, builder.TABLES_NAME} if external else {MODEL_NAME}
     assert set(read_manifest(release).files) == files
     scorer = load_release(release)
@@ -269,30 +242,15 @@ def largest_file(num_bytes: int) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_nothing(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
-) -> None:
-    network = make_network("fm", embedding_dim=4)
-    job = make_job("fm")
+def test_a_full_disk_leaves_nothing(tmp_path: Path, released: Released) -> None:
     with largest_file(10_000), pytest.raises(OutputError, match="clicks: cannot be written"):
-        export_network(network, click_schema, click_rows, job, tmp_path / "releases")
+        released("fm", settings=FM)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_earlier_versions(
-    release: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
-) -> None:
-    network = make_network("fm", embedding_dim=4)
+def test_a_full_disk_leaves_earlier_versions(release: Path, released: Released) -> None:
     with largest_file(10_000), pytest.raises(OutputError):
-        export_network(network, click_schema, click_rows, make_job("fm"), release.parent.parent)
+        released("fm", settings=FM)
     assert sorted(path.name for path in release.parent.iterdir()) == [".last-version", "1"]
 
 
@@ -340,31 +298,18 @@ def test_two_exports_at_once_take_two_versions(release: Path) -> None:
 
 
 def test_the_number_of_a_deleted_version_is_not_given_again(
-    release: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    release: Path, released: Released
 ) -> None:
-    network, releases = make_network("fm", embedding_dim=4), release.parent.parent
     shutil.rmtree(release)
-    second = export_network(network, click_schema, click_rows, make_job("fm"), releases)
+    second = released("fm", settings=FM)
     assert (second.name, read_manifest(second).version) == ("2", 2)
     (release.parent / ".last-version").write_text("two")
     with pytest.raises(OutputError, match=r"\.last-version: expected the number of the last"):
-        export_network(network, click_schema, click_rows, make_job("fm"), releases)
+        released("fm", settings=FM)
     (release.parent / ".last-version").unlink()
-    third = export_network(network, click_schema, click_rows, make_job("fm"), releases)
-    assert third.name == "3"
+    assert released("fm", settings=FM).name == "3"
 
 
-def test_unknown_context_column_names_the_nearest(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
-) -> None:
-    job = make_job("fm", context=["usr"])
+def test_unknown_context_column_names_the_nearest(released: Released) -> None:
     with pytest.raises(JobError, match=r"export\.context: 'usr'.*Did you mean 'user'\?"):
-        export_network(make_network("fm"), click_schema, click_rows, job, tmp_path)
+        released("fm", context=["usr"])

@@ -14,17 +14,17 @@ import polars as pl
 import pytest
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.errors import (
-    FeatureError,
-)
+from headwater.feature_store.errors import FeatureError
+from headwater.models.network import CTRNetwork
 from headwater.models.registry import MODELS
-from headwater.pipelines.export import export_network
 from headwater.pipelines.release import builder
-from headwater.pipelines.release.graph import release_graph, slot_tables
+from headwater.pipelines.release.graph import release_graph, release_layers, slot_tables
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays
 from headwater.serving.manifest import MODEL_NAME, Input
 from headwater.serving.release import read_manifest
+
+Released = Callable[..., Path]
 
 # torch's exporter loads for seconds, in whichever test comes first.
 pytestmark = pytest.mark.timeout(120)
@@ -56,6 +56,11 @@ def run_graph(path: Path, arrays: dict[str, Any]) -> np.ndarray:
     return np.asarray(session.run(["prob"], arrays)[0])
 
 
+def graph_of(schema: fs.Schema, network: CTRNetwork) -> builder.ReleaseGraph:
+    slots = slot_tables(network.embeddings)
+    return release_graph(schema, slots, release_layers(schema, slots, network.model))
+
+
 def arrays_of(rows: pl.DataFrame, names: list[str], schema: fs.Schema) -> dict[str, Any]:
     raw = {column.name: column for column in schema.raw}
     inputs = [Input(name=n, dtype=raw[n].dtype, is_list=raw[n].is_list) for n in names]
@@ -65,16 +70,13 @@ def arrays_of(rows: pl.DataFrame, names: list[str], schema: fs.Schema) -> dict[s
 @pytest.mark.parametrize("model", MODELS)
 def test_graph_equals_network_for_every_model(
     model: str,
-    tmp_path: Path,
     click_schema: fs.Schema,
     click_rows: pl.DataFrame,
     make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    released: Released,
 ) -> None:
     network = make_network(model, **SMALL[model])
-    release = export_network(
-        network, click_schema, click_rows, make_job(model, context=CONTEXT), tmp_path
-    )
+    release = released(model, network, context=CONTEXT)
 
     expected = torch_scores(network, click_schema, click_rows, 1.0)
     names = [column.name for column in click_schema.raw]
@@ -102,20 +104,9 @@ def test_graph_equals_network_for_every_model(
 
 @pytest.mark.parametrize("opset", [18, 20, 22])
 def test_graph_is_valid_onnx_of_the_chosen_operator_set(
-    opset: int,
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    opset: int, click_schema: fs.Schema, released: Released
 ) -> None:
-    release = export_network(
-        make_network("deepfm", **SMALL["deepfm"]),
-        click_schema,
-        click_rows,
-        make_job("deepfm", opset=opset),
-        tmp_path,
-    )
+    release = released("deepfm", settings=SMALL["deepfm"], opset=opset)
     model = onnx.load(release / MODEL_NAME)
     onnx.checker.check_model(model, full_check=True)
     assert {item.domain: item.version for item in model.opset_import}[""] == opset
@@ -132,11 +123,10 @@ def test_graph_is_valid_onnx_of_the_chosen_operator_set(
 def test_any_set_of_columns_can_be_released(
     names: list[str],
     context: str,
-    tmp_path: Path,
     click_schema: fs.Schema,
     click_rows: pl.DataFrame,
     make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    released: Released,
 ) -> None:
     columns = {column.name: column for column in click_schema.columns}
     chosen = tuple(columns[name] for name in names)
@@ -144,9 +134,8 @@ def test_any_set_of_columns_can_be_released(
     raw = tuple(column for column in click_schema.raw if column.name in wanted)
     schema = fs.Schema(raw=raw, columns=chosen)
     network = make_network("logistic_regression", schema=schema)
-    job = make_job("logistic_regression", context=wanted if context == "all" else [])
-
-    release = export_network(network, schema, click_rows, job, tmp_path)
+    given = wanted if context == "all" else []
+    release = released("logistic_regression", network, schema=schema, context=given)
 
     prob = run_graph(release, arrays_of(click_rows, wanted, schema))
     expected = torch_scores(network, schema, click_rows, 1.0)
@@ -160,25 +149,19 @@ def test_a_scalar_slot_costs_an_add_and_a_gather(
     columns = tuple(c for c in click_schema.columns if c.name in ("user", "city", "hour"))
     schema = fs.Schema(raw=click_schema.raw, columns=columns)
     network = make_network("logistic_regression", schema=schema)
-    graph = release_graph(schema, slot_tables(network.embeddings), network.model)
+    graph = graph_of(schema, network)
     nodes = [n.op_type for n in graph.model.graph.node if n.name.startswith(("emb/", "first_BF1"))]
     assert nodes == ["Concat", "Add", "Gather"]
 
 
 def test_sampled_negatives_are_corrected_in_the_graph(
-    tmp_path: Path,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    click_schema: fs.Schema, click_rows: pl.DataFrame, released: Released
 ) -> None:
     """Keeping a tenth of the negatives makes the odds ten times too large; the order stays."""
-    network = make_network("fm", **SMALL["fm"])
     names = [column.name for column in click_schema.raw]
     arrays = arrays_of(click_rows, names, click_schema)
-    plain = export_network(network, click_schema, click_rows, make_job("fm"), tmp_path)
-    job = make_job("fm", negative_rate=0.1)
-    corrected = export_network(network, click_schema, click_rows, job, tmp_path)
+    plain = released("fm", settings=SMALL["fm"])
+    corrected = released("fm", settings=SMALL["fm"], negative_rate=0.1)
     sampled, true = (
         run_graph(plain, arrays).astype(float),
         run_graph(corrected, arrays).astype(float),
@@ -204,7 +187,7 @@ def test_external_tables_stay_below_the_limit_of_protobuf(
     """Tables that are small one by one go beside the model once they add up to too much."""
     monkeypatch.setattr(builder, "INLINE_BYTES", 3_500)
     network = make_network("deepfm", **SMALL["deepfm"])
-    graph = release_graph(click_schema, slot_tables(network.embeddings), network.model)
+    graph = graph_of(click_schema, network)
     graph.write(tmp_path / MODEL_NAME)
     model = onnx.load(tmp_path / MODEL_NAME, load_external_data=False)
     outside = {t.name for t in model.graph.initializer if t.data_location == t.EXTERNAL}
@@ -223,4 +206,4 @@ def test_a_column_named_as_the_output_is_refused(make_network: Callable[..., Any
     )
     network = make_network("logistic_regression", schema=schema)
     with pytest.raises(FeatureError, match="'prob'"):
-        release_graph(schema, slot_tables(network.embeddings), network.model)
+        graph_of(schema, network)
