@@ -269,6 +269,6 @@ def _pad(layout: SlotLayout) -> int:
         above = layout.dim + LANE - layout.dim % LANE
         raise JobError(
             f"model.embedding_dim = {layout.dim}: fused tables need a multiple of {LANE}. "
-            f"Set model.embedding_dim = {above}, or train.sparse.mode = 'dense'."
+            f"Set model.embedding_dim = {above}, or train in one process by train.sparse.mode = 'lazy'."
         )
     return layout.dim

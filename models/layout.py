@@ -92,7 +92,7 @@ def mean_members(layout: SlotLayout, width: int) -> Tensor | None:
 def initial_table(seed: int, slot: str, column: EncodedColumn, dim: int) -> Tensor:
     """Return a table's first values, (cardinality, dim): normal(0, 1e-4), row 0 zero.
 
-    They depend on the seed and the names alone, so that both table modes, and any number of ranks,
+    They depend on the seed and the names alone, so that all table modes, and any number of ranks,
     start from the same values.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, slot, column.name))

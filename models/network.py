@@ -31,7 +31,7 @@ class CTRNetwork(nn.Module):
 def build_network(
     schema: Schema, model_class: type[CTRModel], config: ModelConfig, mode: Mode, seed: int
 ) -> CTRNetwork:
-    """Return a network on the CPU whose first values depend on `seed` alone, equal in both modes.
+    """Return a network on the CPU whose first values depend on `seed` alone, equal in all modes.
 
     JobError names the setting that asks for a column that the schema does not have.
     """
@@ -45,7 +45,7 @@ def build_network(
 def count_parameters(network: CTRNetwork) -> int:
     """Return the number of weights, tables with their rows for missing and unknown.
 
-    It is the same in both table modes and on any number of ranks: without padding, every row once.
+    It is the same in all table modes and on any number of ranks: without padding, every row once.
     """
     rest = (network.embeddings.numeric, network.model)
     return sum(

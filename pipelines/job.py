@@ -219,14 +219,16 @@ class ModelSection(BaseModel):
 class SparseOptimizer(Config):
     """How embedding tables learn."""
 
-    mode: Literal["fused", "lazy", "dense"] = "fused"
-    """`fused`: TorchRec tables with row-wise Adagrad in the backward pass, sharded over ranks.
-    `lazy`: plain torch tables in one process; Adam moves the rows that a batch reads.
-    `dense`: plain torch tables under Adam with whole-table L2, for parity with published settings."""
-    lr: float = Field(default=0.02, gt=0)
-    """Learning rate."""
+    mode: Literal["auto", "lazy", "fused", "dense"] = "auto"
+    """`lazy`: plain torch tables in one process; Adam moves the rows that a batch reads.
+    `fused`: TorchRec tables with row-wise Adagrad in the backward pass, sharded over ranks.
+    `dense`: plain torch tables under Adam with whole-table L2, for parity with published settings.
+    `auto`: `lazy` in one process, `fused` in several."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate; when absent 0.02 in `fused` mode, else 0.001."""
     l2: float = Field(default=0.0, ge=0)
-    """Weight of the L2 penalty: (l2 / 2) * sum of squares; of all rows in `dense` mode, else of the rows that a batch reads."""
+    """Weight of the L2 penalty: (l2 / 2) * sum of squares; of all rows in `dense` mode, else of the
+    rows that a batch reads."""
 
 
 class DenseOptimizer(Config):
@@ -286,6 +288,12 @@ class Export(Config):
     """Raw columns that a ranking request gives once for all candidates."""
     tolerance: float = Field(default=1e-5, gt=0)
     """Largest absolute difference of probabilities between torch and ONNX that a release may show."""
+    precision: Literal["float32", "int8"] = "float32"
+    """Of the dense layers: int8 takes a fraction of the CPU time, and costs some AUC, which is measured."""
+    int8_tolerance: float = Field(default=0.1, gt=0)
+    """What stands for `tolerance` with int8, where single rows differ by some hundredths."""
+    max_auc_cost: float = Field(default=0.001, ge=0)
+    """With int8: the release is refused where the validation AUC falls by more."""
     golden_rows: int = Field(default=32, gt=0)
     """Raw rows with their scores that the service checks when it loads the release."""
 

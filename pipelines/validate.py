@@ -136,7 +136,7 @@ def _check_model(job: Job, result: Validation) -> None:
     if job.train.sparse.mode == "fused" and dim > 1 and dim % 4:
         result.problems.append(
             f"model.embedding_dim: {dim} is not a multiple of 4, as fused tables need. "
-            f"Set {dim + 4 - dim % 4}, or train.sparse.mode = 'dense'."
+            f"Set {dim + 4 - dim % 4}, or train.sparse.mode = 'lazy'."
         )
     names = [encoder.name for encoder in job.features.columns]
     for slot, wanted in model_class.slots(config).items():

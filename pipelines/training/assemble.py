@@ -17,6 +17,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from headwater.feature_store.errors import JobError, RunError
 from headwater.feature_store.schema import Schema
+from headwater.models.embeddings import Mode
 from headwater.models.network import build_network
 from headwater.models.sharding import Placement, place
 from headwater.pipelines.job import Job, ModelSection, read_model
@@ -98,22 +99,40 @@ def check_precision(job: Job, device: torch.device) -> None:
 
 
 def resolve(job: Job) -> Job:
-    """Return the job with every setting of its model; JobError for a wrong `[model]` setting."""
+    """Return the job with what it leaves open: every setting of its model, how its tables learn.
+
+    JobError for a wrong `[model]` setting.
+    """
     _, config = read_model(job.model.type, job.model.settings())
     section = {"type": job.model.type, **config.model_dump(mode="json")}
-    return job.model_copy(update={"model": ModelSection.model_validate(section)})
+    mode, lr = _how_tables_learn(job)
+    sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
+    return job.model_copy(
+        update={
+            "model": ModelSection.model_validate(section),
+            "train": job.train.model_copy(update={"sparse": sparse}),
+        }
+    )
+
+
+def _how_tables_learn(job: Job) -> tuple[Mode, float]:
+    sparse = job.train.sparse
+    mode = sparse.mode
+    if mode == "auto":
+        mode = "lazy" if find_ranks().world_size == 1 else "fused"
+    return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
 
 
 def assemble(job: Job, schema: Schema, device: torch.device) -> Placement:
     """Return the untrained network of a job on `device`; JobError for a wrong `[model]` setting."""
     model_class, config = read_model(job.model.type, job.model.settings())
     train = job.train
-    mode = train.sparse.mode
+    mode, lr = _how_tables_learn(job)
     network = build_network(schema, model_class, config, mode, train.seed)
     return place(
         network,
         mode=mode,
-        sparse_lr=train.sparse.lr,
+        sparse_lr=lr,
         sparse_l2=train.sparse.l2,
         dense_lr=train.dense.lr,
         dense_l2=train.dense.l2,

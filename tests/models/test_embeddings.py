@@ -1,4 +1,4 @@
-"""From a batch to the tensors of each slot, in both table modes."""
+"""From a batch to the tensors of each slot, in all table modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How weights learn: the optimisers of both table modes against their definitions, and checkpoints."""
+"""How weights learn: the optimisers of all table modes against their definitions, and checkpoints."""
 
 from __future__ import annotations
 

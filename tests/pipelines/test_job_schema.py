@@ -43,7 +43,8 @@ def test_types_are_shown_in_words() -> None:
     assert "| `train.lr_factor` | float > 0, <= 1 | `0.1` |" in page
     assert "| `train.checkpoint_steps` | int > 0 | - |" in page
     assert "| `data.source` | string or list of string | - |" in page
-    assert '| `train.sparse.mode` | `"fused"` or `"dense"` | `"fused"` |' in page
+    kinds = " or ".join(f'`"{mode}"`' for mode in ("auto", "lazy", "fused", "dense"))
+    assert f'| `train.sparse.mode` | {kinds} | `"auto"` |' in page
 
 
 def test_schema_knows_the_settings_of_each_model_and_allows_a_model_of_ones_own() -> None:

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process 
 TinyJob = Callable[..., Job]
 SameTraining = Callable[..., None]
 
-MODES = ("fused", "dense")
+MODES = ("fused", "lazy", "dense")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -99,7 +99,7 @@ def test_plateau_drops_both_rates_and_stops(
     tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
 ) -> None:
     # No improvement is large enough after the first epoch.
-    job = tiny_job(min_delta=0.6, patience=2, epochs=9, min_lr=5e-5)
+    job = tiny_job(min_delta=0.6, patience=2, epochs=9, min_lr=5e-5, sparse={"lr": 0.02})
     metrics = train(job, tiny_prepared, runs=tmp_path).read("metrics.json")
     assert [r["lr_sparse"] for r in metrics["history"]] == pytest.approx([0.02, 0.02, 0.002])
     assert [r["lr_dense"] for r in metrics["history"]] == pytest.approx([1e-3, 1e-3, 1e-4])

@@ -217,7 +217,12 @@ def test_wrong_model_settings_are_reported_beside_wrong_data() -> None:
             lambda job: job["export"].update(context=["xyzzy"]),
             "Known: user, item, cents, tags, brand, at.",
         ),
-        (lambda job: job["model"].update(embedding_dim=6), "Set 8, or train.sparse.mode = 'dense'"),
+        (
+            lambda job: job.update(
+                model=job["model"] | {"embedding_dim": 6}, train={"sparse": {"mode": "fused"}}
+            ),
+            "Set 8, or train.sparse.mode = 'lazy'",
+        ),
         (
             lambda job: job["data"]["derive"].update(liked="raing >= 4"),
             "'raing' is not in the data",
