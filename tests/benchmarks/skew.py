@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -174,11 +175,12 @@ def serving(releases: Path) -> Generator[Callable[[str, Body], tuple[dict[str, s
                 connection.request("POST", path, body[1], body[0])
                 answer = connection.getresponse()
                 data = answer.read()
-                # 503: the release is being loaded.
                 if answer.status == 200:
                     return {name.lower(): value for name, value in answer.getheaders()}, data
-                if answer.status != 503:
+                # The release is being loaded, or the machine is busy with other things.
+                if answer.status not in (503, 429):
                     raise RuntimeError(f"{path}: {answer.status} {data.decode()}")
+                time.sleep(0.1)
 
         try:
             yield ask
