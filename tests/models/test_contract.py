@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,36 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def make(name: str, make_placement: Callable[..., Placement]) -> Callable[..., Placement]:
-    def make_one(schema: Schema | None = None, **options: Any) -> Placement:
-        config = load_model(name).config_class(**{**SMALL[name], **options.pop("changes", {})})
-        schemas = () if schema is None else (schema,)
-        return make_placement(name, *schemas, config=config, **options)
+@dataclass(frozen=True)
+class Trial:
+    """What the tests do with a model: place it, make batches for it, train it by a step."""
 
-    return make_one
+    name: str
+    place: Callable[..., Placement]
+    make_batch: Callable[..., Batch]
+    step: Callable[[Placement, Batch], float]
+    schema: Schema
+
+    def make(self, schema: Schema | None = None, **options: Any) -> Placement:
+        """Return the model placed, on the columns of every kind unless others are given."""
+        settings = {**SMALL[self.name], **options.pop("changes", {})}
+        config = load_model(self.name).config_class(**settings)
+        return self.place(self.name, schema or self.schema, config=config, **options)
+
+    def batch(self, size: int, seed: int = 0, **options: Any) -> Batch:
+        """Return a random batch of these columns."""
+        return self.make_batch(self.schema, size, seed, **options)
+
+
+@pytest.fixture
+def trial(
+    name: str,
+    mixed: Schema,
+    make_placement: Callable[..., Placement],
+    make_batch: Callable[..., Batch],
+    train_step: Callable[..., float],
+) -> Trial:
+    return Trial(name, make_placement, make_batch, train_step, mixed)
 
 
 def predict(placement: Placement, batch: Batch) -> torch.Tensor:
@@ -59,19 +82,12 @@ def rows(batch: Batch, index: Any) -> Batch:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_seeded_run_repeats_bit_by_bit(
-    name: str,
-    mode: str,
-    mixed: Schema,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
-    train_step: Callable[..., float],
-) -> None:
+def test_a_seeded_run_repeats_bit_by_bit(trial: Trial, mode: str) -> None:
     losses: list[list[float]] = []
     for _ in range(2):
-        placement = make(mode=mode)
+        placement = trial.make(mode=mode)
         torch.manual_seed(3)
-        losses.append([train_step(placement, make_batch(mixed, 16, seed)) for seed in range(4)])
+        losses.append([trial.step(placement, trial.batch(16, seed)) for seed in range(4)])
     assert losses[0] == losses[1]
 
 
@@ -83,18 +99,12 @@ def test_its_config_goes_through_json_and_back(name: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_saving_and_loading_changes_no_logit_and_no_later_step(
-    name: str,
-    mode: str,
-    mixed: Schema,
-    tmp_path: Path,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
-    train_step: Callable[..., float],
+    trial: Trial, mode: str, tmp_path: Path
 ) -> None:
-    old, new = make(mode=mode, seed=1), make(mode=mode, seed=2)
-    batch = make_batch(mixed, 16)
+    old, new = trial.make(mode=mode, seed=1), trial.make(mode=mode, seed=2)
+    batch = trial.batch(16)
     for seed in range(3):
-        train_step(old, make_batch(mixed, 16, seed))
+        trial.step(old, trial.batch(16, seed))
     old.lr_scale(0.5, 0)
     torch.save(old.state_dict(), tmp_path / "state.pt")
     new.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -104,21 +114,15 @@ def test_saving_and_loading_changes_no_logit_and_no_later_step(
         placement.module.train()
         torch.manual_seed(3)
         for seed in range(2):
-            train_step(placement, make_batch(mixed, 16, seed))
+            trial.step(placement, trial.batch(16, seed))
         logits.append(predict(placement, batch))
     assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_row_scores_the_same_alone_among_others_and_in_any_order(
-    name: str,
-    mode: str,
-    mixed: Schema,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
-) -> None:
-    placement = make(mode=mode)
-    batch = make_batch(mixed, 9)
+def test_a_row_scores_the_same_alone_among_others_and_in_any_order(trial: Trial, mode: str) -> None:
+    placement = trial.make(mode=mode)
+    batch = trial.batch(9)
     logit_B = predict(placement, batch)
     assert logit_B.shape == (9,)
     alone_B = torch.cat([predict(placement, rows(batch, [i])) for i in range(9)])
@@ -129,18 +133,12 @@ def test_a_row_scores_the_same_alone_among_others_and_in_any_order(
     )
 
 
-def test_both_modes_give_equal_logits_from_equal_tables(
-    name: str,
-    mixed: Schema,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
-    train_step: Callable[..., float],
-) -> None:
-    dense, fused = make(mode="dense"), make(mode="fused")
-    batch = make_batch(mixed, 16)
+def test_both_modes_give_equal_logits_from_equal_tables(trial: Trial) -> None:
+    dense, fused = trial.make(mode="dense"), trial.make(mode="fused")
+    batch = trial.batch(16)
     torch.testing.assert_close(predict(dense, batch), predict(fused, batch))
     assert count_parameters(dense.network) == count_parameters(fused.network)
-    train_step(fused, batch)
+    trial.step(fused, batch)
     source, target = fused.network, dense.network
     target.embeddings.load(source.embeddings.tables(), source.embeddings.numeric_weights())
     target.model.load_state_dict(source.model.state_dict())
@@ -148,41 +146,31 @@ def test_both_modes_give_equal_logits_from_equal_tables(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_row_zero_stays_zero_in_training(
-    name: str,
-    mode: str,
-    mixed: Schema,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
-    train_step: Callable[..., float],
-) -> None:
-    placement = make(mode=mode, sparse_l2=0.01)
+def test_row_zero_stays_zero_in_training(trial: Trial, mode: str) -> None:
+    placement = trial.make(mode=mode, sparse_l2=0.01)
     for seed in range(2):
-        train_step(placement, make_batch(mixed, 16, seed))
+        trial.step(placement, trial.batch(16, seed))
     for tables in placement.network.embeddings.tables().values():
         assert not any(table_ND[0].any() for table_ND in tables.values())
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_it_learns_64_rows_by_heart(
-    name: str,
+    trial: Trial,
     mode: str,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
     make_column: Callable[..., EncodedColumn],
     make_schema: Callable[..., Schema],
-    train_step: Callable[..., float],
 ) -> None:
     columns = [make_column(f"c{i}", 50) for i in range(4)]
     schema = make_schema(make_column("user.id", 80), *columns, make_column("price", 0))
     schema = make_schema(*schema.columns, make_column("tags", 30, length=3))
-    batch = make_batch(schema, 64, missing=0)
-    dropout = {key: 0 for key in SMALL[name] if key.startswith("dropout")}
-    if name == "finalmlp":
+    batch = trial.make_batch(schema, 64, missing=0)
+    dropout = {key: 0 for key in SMALL[trial.name] if key.startswith("dropout")}
+    if trial.name == "finalmlp":
         dropout = {"dropout_1": 0, "dropout_2": 0}
-    placement = make(schema, mode=mode, sparse_lr=0.05, dense_lr=0.005, changes=dropout)
+    placement = trial.make(schema, mode=mode, sparse_lr=0.05, dense_lr=0.005, changes=dropout)
     for step in range(300):
-        train_step(placement, batch)
+        trial.step(placement, batch)
         if step % 25 == 24:
             logit_B = predict(placement, batch)
             placement.module.train()
@@ -191,11 +179,6 @@ def test_it_learns_64_rows_by_heart(
     pytest.fail("AUC stayed below 1")
 
 
-def test_an_all_missing_row_has_a_finite_logit(
-    name: str,
-    mixed: Schema,
-    make: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
-) -> None:
-    batch = make_batch(mixed, 3, missing=1.0)
-    assert np.isfinite(predict(make(mode="fused"), batch).numpy()).all()
+def test_an_all_missing_row_has_a_finite_logit(trial: Trial) -> None:
+    batch = trial.batch(3, missing=1.0)
+    assert np.isfinite(predict(trial.make(mode="fused"), batch).numpy()).all()
