@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 JSON = ("content-type", "application/json")
 _encoder = msgspec.json.Encoder()
+_KEPT_PATHS = 256
+"""Paths whose route is kept, the recent ones: clients ask few."""
 
 
 class Headers(Protocol):
@@ -31,7 +35,7 @@ class Request:
 
     body: bytes
     headers: Headers
-    params: dict[str, str]
+    params: Mapping[str, str]
     """Values of the `{name}` parts of the route."""
 
 
@@ -80,8 +84,9 @@ class Router:
             for part in _parts(route.path):
                 node = node.setdefault("{}" if part.startswith("{") else part, {})
             node.setdefault("", {})[route.method] = route
+        self.find = lru_cache(_KEPT_PATHS)(self._find)
 
-    def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+    def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """Return the route and its parameters; raises `UnknownError` or `MethodError`."""
         node = self._root
         values: list[str] = []
@@ -103,7 +108,7 @@ class Router:
                 f"{shorten(path)}: expected {allowed}, found {shorten(method, 20)}", allowed=methods
             )
         names = [part[1:-1] for part in _parts(route.path) if part.startswith("{")]
-        return route, dict(zip(names, values, strict=True))
+        return route, MappingProxyType(dict(zip(names, values, strict=True)))
 
 
 def _parts(path: str) -> list[str]:

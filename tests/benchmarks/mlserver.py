@@ -77,7 +77,7 @@ def start(stack: ExitStack, releases: Path, folder: Path, arguments: argparse.Na
     for workers, name in enumerate(RIVALS, start=1):
         settings = folder / f"mlserver-{workers}"
         url = write_settings(settings, model.resolve(), kind, workers, arguments.rival_threads)
-        command = [rival, "-m", "mlserver.cli", "start", str(settings)]
+        command = [rival.with_name("mlserver"), "start", settings]
         ready = f"{url}/v2/models/{kind}/ready"
         pid, _ = stack.enter_context(running(command, ready, cwd=settings, env=env))
         sides[name] = (url, pid, "json")
