@@ -1,8 +1,8 @@
 """Decides whether a request may wait: the queue is bounded in time, and in rows only for memory.
 
 The wait of a request is estimated from the work before it: rows in hand, times the measured seconds a row
-of their model, over the runners; plus how late the event loop is. Its own size does not count, so a large
-request is refused no more often than a small one, and a refusal needs nothing of the body.
+of their model, over the runners; plus how late open requests make the event loop. Its own size does not
+count, so a large request is refused no more often than a small one, and a refusal needs nothing of the body.
 
 A burst may wait long: at 70 % of capacity, requests that come by chance wait for ten and more now and
 then, and a pool of 32 clients is welcome. Where more is asked than can be done for longer than that, the
@@ -31,6 +31,10 @@ LEAST_OVERLOAD_S = 0.005
 
 HEADROOM = 1.05
 """Demand beyond this share of capacity is overload; clients that wait for answers ask for the whole of it."""
+
+LOOP_S = 0.001
+"""Of the event loop's lag, a request that is open explains so much; the rest comes from a machine that is
+busy with other things, and no refusal would help."""
 
 LAG_EVERY_S = 0.02
 LAG_TICKS = 3
@@ -77,6 +81,7 @@ class Admission:
         self._rows = 0
         self._work_s = 0.0
         self._lag_s = 0.0
+        self._num_open: Callable[[], int] = lambda: 0
         # Demand above capacity, in seconds of all runners, and when it was brought up to date.
         self._excess_s = 0.0
         self._at_s = clock()
@@ -86,13 +91,18 @@ class Admission:
             rows=lambda: self._rows,
             wait_s=lambda: self.wait_s,
             limit_s=lambda: self.limit_s,
-            lag_s=lambda: self._lag_s,
         )
+
+    def watch_open(self, num_open: Callable[[], int]) -> None:
+        """Let `num_open` say how many requests were begun and are not answered."""
+        self._num_open = num_open
+        self._metrics.watch_open(num_open)
 
     @property
     def wait_s(self) -> float:
         """How long a request that came now would wait, in seconds, by estimate."""
-        return self._work_s / self._num_runners + self._lag_s
+        lag_s = min(self._lag_s, LOOP_S * self._num_open())
+        return self._work_s / self._num_runners + lag_s
 
     @property
     def usual_s(self) -> float:
@@ -170,6 +180,7 @@ class Admission:
             # A sleep ends up to a millisecond late by itself.
             lags_s = [*lags_s[1:], max(0.0, self._clock() - due_s - 0.001)]
             self._lag_s = min(lags_s)
+            self._metrics.loop_lagged(lags_s[-1])
 
     def _check(self, seconds: float) -> None:
         # Of rows too, only what is before it counts: the rows in hand are twice the bound at most.

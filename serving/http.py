@@ -88,6 +88,7 @@ class Application:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._open: dict[_Open, None] = {}
+        service.admission.watch_open(lambda: len(self._open))
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request; never raises, so that no client sees an empty 500."""
@@ -100,7 +101,9 @@ class Application:
                 raise
             response = None if entry.error is None else _failure(entry.error)
         except ProtocolClosed:
-            response = None
+            entry.gone = True
+            # Whoever closed only its sending side can still read.
+            response = _failure(RequestError("body: expected whole, found it cut short"))
         finally:
             del self._open[entry]
             if entry.watcher is not None:
@@ -109,7 +112,7 @@ class Application:
             protocol.response_bytes(response.status, response.headers, response.body)
         self._service.metrics.request_answered(
             entry.route,
-            CLIENT_GONE if response is None else response.status,
+            CLIENT_GONE if entry.gone or response is None else response.status,
             time.monotonic() - entry.start_s,
         )
 

@@ -37,6 +37,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._open = Gauge(
+            "headwater_serving_open_requests",
+            "Requests whose head is there and that are not answered yet.",
+            registry=registry,
+        )
         self._rows = Counter(
             "headwater_serving_rows", "Rows scored.", ("model",), registry=registry
         )
@@ -73,9 +78,10 @@ class Metrics:
             "Estimated wait beyond which a request is refused; short in overload.",
             registry=registry,
         )
-        self._loop_lag = Gauge(
+        self._loop_lag = Histogram(
             "headwater_serving_loop_lag_seconds",
-            "How late the event loop is, which decodes requests and sends answers.",
+            "How late the event loop was, which decodes requests and sends answers; 50 looks a second.",
+            buckets=_SECONDS,
             registry=registry,
         )
         self._refused = Counter(
@@ -126,19 +132,25 @@ class Metrics:
         for feature, count in missing.items():
             self._missing.labels(model, feature).inc(count)
 
+    def watch_open(self, num_open: Callable[[], int]) -> None:
+        """Let the gauge of open requests read `num_open` when it is scraped."""
+        self._open.set_function(num_open)
+
     def watch_admission(
         self,
         *,
         rows: Callable[[], int],
         wait_s: Callable[[], float],
         limit_s: Callable[[], float],
-        lag_s: Callable[[], float],
     ) -> None:
         """Let the gauges of the queue read what they show when they are scraped."""
         self._queue_rows.set_function(rows)
         self._wait.set_function(wait_s)
         self._wait_limit.set_function(limit_s)
-        self._loop_lag.set_function(lag_s)
+
+    def loop_lagged(self, seconds: float) -> None:
+        """Record how late the event loop was at a look."""
+        self._loop_lag.observe(seconds)
 
     def request_refused(self, reason: str) -> None:
         """Record a 429; `reason` is `wait` or `rows`."""

@@ -15,7 +15,7 @@ import gc
 import re
 import selectors
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,14 +73,15 @@ class Outcome:
     def between(self, start_s: float, end_s: float) -> Outcome:
         """Return the requests that were due in this part, counted from the first one."""
         at_s = self.due_s - self.due_s[0]
-        part = (at_s >= start_s) & (at_s < end_s)
-        return Outcome(
-            self.kind[part],
-            self.due_s[part],
-            self.sent_s[part],
-            self.done_s[part],
-            self.status[part],
-        )
+        return self._part((at_s >= start_s) & (at_s < end_s))
+
+    def of(self, kinds: Iterable[int]) -> Outcome:
+        """Return the requests of these kinds."""
+        return self._part(np.isin(self.kind, list(kinds)))
+
+    def _part(self, chosen: np.ndarray) -> Outcome:
+        columns = (self.kind, self.due_s, self.sent_s, self.done_s, self.status)
+        return Outcome(*(column[chosen] for column in columns))
 
 
 class _Connection(asyncio.Protocol):
