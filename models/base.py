@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from headwater.feature_store.config import Config
@@ -20,6 +20,17 @@ class ModelConfig(Config):
 
     embedding_dim: int = Field(default=16, gt=0)
     """Dimension of the embedding of one feature; fused tables want a multiple of 4."""
+
+
+class MLPConfig(ModelConfig):
+    """Settings of a model with one multi-layer perceptron."""
+
+    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
+    """Widths of the hidden layers of the multi-layer perceptron."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout after each hidden layer."""
+    batch_norm: bool = False
+    """Batch normalisation before each ReLU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,26 +13,20 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
-from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.base import CTRModel, MLPConfig
 from headwater.models.layers import MLP, CrossNetV2, linear
 
 
-class DCNv2Config(ModelConfig):
+class DCNv2Config(MLPConfig):
     """Settings of DCN-V2."""
 
     structure: Literal["parallel", "stacked"] = "parallel"
     """`parallel`: cross network beside the MLP; `stacked`: the MLP on top of the cross network."""
     num_cross_layers: int = Field(default=3, gt=0)
     """Layers of the cross network."""
-    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
-    """Widths of the hidden layers of the deep part."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout after each hidden layer."""
-    batch_norm: bool = False
-    """Batch normalisation before each ReLU."""
 
 
 class DCNv2(CTRModel):

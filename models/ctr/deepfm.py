@@ -10,22 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from headwater.models.base import CTRModel, ModelConfig, Slot
+from headwater.models.base import CTRModel, MLPConfig, ModelConfig, Slot
 from headwater.models.layers import MLP, linear, pairwise
 
 
-class DeepFMConfig(ModelConfig):
-    """Settings of DeepFM."""
-
-    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
-    """Widths of the hidden layers of the deep part."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout after each hidden layer."""
-    batch_norm: bool = False
-    """Batch normalisation before each ReLU."""
+class DeepFMConfig(MLPConfig):
+    """Settings of DeepFM: those of its deep part."""
 
 
 class DeepFM(CTRModel):

@@ -8,22 +8,14 @@ B examples, F features, D embedding dimension.
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.base import CTRModel, MLPConfig
 from headwater.models.layers import MLP, linear
 
 
-class DNNConfig(ModelConfig):
+class DNNConfig(MLPConfig):
     """Settings of the DNN."""
-
-    hidden: tuple[PositiveInt, ...] = (400, 400, 400)
-    """Widths of the hidden layers."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout after each hidden layer."""
-    batch_norm: bool = False
-    """Batch normalisation before each ReLU."""
 
 
 class DNN(CTRModel):
