@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path, PurePosixPath
 
 import msgspec
 import numpy as np
 
 from headwater.feature_store.errors import ReleaseError
+from headwater.feature_store.files import file_sha256
 from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import RequestError
 from headwater.serving.manifest import FORMAT_VERSION, MANIFEST_NAME, MODEL_NAME, Manifest
@@ -72,8 +72,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
                 f"{path / MANIFEST_NAME}: files: {name!r} is outside the release; {_AGAIN}"
             )
         try:
-            with (path / name).open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = file_sha256(path / name)
         except FileNotFoundError:
             raise ReleaseError(
                 f"{path / name}: listed in the manifest, not found; {_AGAIN}"

@@ -22,7 +22,7 @@ LOCKS = ROOT / "infra" / "locks"
 CODE = ("feature_store", "models", "pipelines", "serving")
 
 # Of feature_store, serving takes only what is light.
-LIGHT_FEATURE_STORE = {"headwater.feature_store.errors", "headwater.feature_store.schema"}
+LIGHT_FEATURE_STORE = {f"headwater.feature_store.{name}" for name in ("errors", "files", "schema")}
 # Only pipelines writes releases, so only it reads serving: the manifest, which is the contract.
 FORBIDDEN = {
     "feature_store": {"torch", "torchrec", "models", "pipelines", "serving"},
@@ -104,6 +104,7 @@ def test_bare_names_of_the_folders_are_never_imported() -> None:
         *((f"headwater.{part}", "torch polars pyarrow onnx onnxruntime pydantic") for part in CODE),
         ("headwater.models.ctr", "torch polars pyarrow onnx onnxruntime pydantic"),
         ("headwater.feature_store.errors", "torch polars pyarrow onnx numpy"),
+        ("headwater.feature_store.files", "torch polars pyarrow onnx numpy"),
         ("headwater.feature_store.schema", "torch polars pyarrow onnx numpy"),
         ("headwater.pipelines.cli", "torch polars pyarrow onnx onnxruntime pydantic tqdm numpy"),
         ("headwater.serving.manifest", "torch polars pyarrow onnx onnxruntime pydantic"),
