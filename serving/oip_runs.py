@@ -5,8 +5,8 @@ of one type and role are decoded as one matrix, in a few calls: numbers in JSON 
 numbers as a view, binary strings as fixed-width bytes (dtype `S`, which onnxruntime reads as they are)
 without a Python object a string.
 
-What is unusual in any way (an error, a list, rows that differ, a nested string) is left to `oip_tensors`,
-which decodes the same values one tensor at a time.
+What is unusual in any way (an error, rows that differ, a nested string) is left to `oip_tensors`, which
+decodes the same inputs one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from headwater.feature_store.schema import Dtype
 from headwater.serving.messages import Datatype, InferInput
-from headwater.serving.signature import Arrays, Signature
 from headwater.serving.tensors import NUMPY, Array, numbers
 
 DATATYPES: dict[Dtype, Datatype] = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
@@ -32,45 +31,36 @@ _MAX_WIDE = 4
 _lists = msgspec.json.Decoder(list[list[str | None]])
 
 
-def decode_runs(
-    inputs: Sequence[InferInput], body: bytes, offset: int, signature: Signature
-) -> Arrays | None:
-    """Return the tensors, those in binary from `offset` to the end of `body`; None for `oip_tensors`.
+def decode_run(
+    tensors: Sequence[InferInput], dtype: Dtype, body: bytes, offset: int
+) -> tuple[Array, int] | None:
+    """Return `[K, N, 1]` of K inputs of `dtype`, and where what follows them in `body` begins.
 
-    A string tensor has objects, or bytes of type `S` that end with a zero byte and have no other.
+    Those in binary are in `body` from `offset` on. Strings are objects, or bytes of type `S` that end with
+    a zero byte and have no other. None where something is unusual: it may be wrong.
     """
-    runs = signature.runs(tuple([tensor.name for tensor in inputs]))
-    if runs is None:
+    shape, datatype = tensors[0].shape, DATATYPES[dtype]
+    if (
+        len(shape) != 2
+        or shape[0] == 0
+        or shape[1] != 1
+        or [tensor.shape for tensor in tensors].count(shape) < len(tensors)
+        or {tensor.datatype for tensor in tensors} != {datatype}
+    ):
         return None
-    arrays: Arrays = {}
-    for run in runs:
-        tensors = inputs[run.inputs]
-        shape, parameters = tensors[0].shape, [tensor.parameters for tensor in tensors]
-        datatype = DATATYPES[run.dtype]
-        if (
-            len(shape) != 2
-            or shape[0] == 0
-            or shape[1] != 1
-            or [tensor.shape for tensor in tensors].count(shape) < len(tensors)
-            or {tensor.datatype for tensor in tensors} != {datatype}
-        ):
+    parameters = [tensor.parameters for tensor in tensors]
+    if not any(parameters):
+        matrix, end = _from_json(tensors, dtype, shape[0]), offset
+    else:
+        sizes = [values.get("binary_data_size") for values in parameters]
+        absent = [tensor.data for tensor in tensors].count(msgspec.UNSET)
+        if not _are_sizes(sizes) or absent < len(tensors):
             return None
-        if not any(parameters):
-            matrix = _from_json(tensors, run.dtype, shape[0])
-        else:
-            sizes = [values.get("binary_data_size") for values in parameters]
-            absent = [tensor.data for tensor in tensors].count(msgspec.UNSET)
-            if not _are_sizes(sizes) or absent < len(tensors):
-                return None
-            end = offset + sum(sizes)
-            if end > len(body):
-                return None
-            matrix = _from_binary(body, offset, sizes, run.dtype, shape[0])
-            offset = end
-        if matrix is None:
-            return None
-        arrays.update(zip(run.names, matrix, strict=True))
-    return arrays if offset == len(body) else None
+        end = offset + sum(sizes)
+        matrix = None
+        if end <= len(body):
+            matrix = _from_binary(body, offset, sizes, dtype, shape[0])
+    return None if matrix is None else (matrix, end)
 
 
 def _are_sizes(values: Sequence[object]) -> TypeGuard[list[int]]:

@@ -1,7 +1,7 @@
 """Tensors of an Open Inference Protocol request, in JSON or binary, into those of the graph.
 
-Each tensor is checked and decoded by itself; that is how an error gets its place. But first the whole
-request is tried by `oip_runs`, which takes many alike tensors at once, as most requests are well formed.
+Neighbours of one type and role are tried together, by `oip_runs`; where that finds anything unusual, each is
+checked and decoded by itself, which is how an error gets its place.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 
 from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import Misfit, RequestError, shorten
+from headwater.serving.manifest import Input
 from headwater.serving.messages import InferInput
-from headwater.serving.oip_runs import DATATYPES, decode_runs
+from headwater.serving.oip_runs import DATATYPES, decode_run
 from headwater.serving.signature import Arrays, Signature
 from headwater.serving.tensors import NUMPY, Array, from_json
 
@@ -30,47 +31,61 @@ def decode_tensors(
 
     Raises `RequestError` with the place of what is wrong.
     """
-    alike = decode_runs(inputs, body, offset, signature)
-    if alike is not None:
-        return alike
     arrays: Arrays = {}
-    for index, tensor in enumerate(inputs):
-        name = tensor.name
-        column = signature.tensors.get(name)
-        if column is None:
-            where = f"$.inputs[{index}].name"
-            raise signature.unknown(where, "input", name, signature.tensors)
-        if name in arrays:
-            raise RequestError(f"$.inputs[{index}].name: input {name!r} is given twice")
-        try:
-            if tensor.datatype != DATATYPES[column.dtype]:
-                raise Misfit(
-                    expected=f"{DATATYPES[column.dtype]} for {name!r}",
-                    found=shorten(tensor.datatype, 30),
-                    place=".datatype",
-                )
-            if len(tensor.shape) != 2:
-                raise Misfit(
-                    expected="two dimensions", found=shorten(f"{tensor.shape}", 60), place=".shape"
-                )
-            size = tensor.parameters.get("binary_data_size")
-            if size is None:
-                array = _from_json(tensor, column.dtype)
-            else:
-                size = _binary_size(tensor, size, len(body) - offset)
-                array = _from_binary(body, offset, size, column.dtype, tensor)
-                offset += size
-            array = array.reshape(tensor.shape)
-            signature.check(name, array)
-        except Misfit as fault:
-            raise fault.at(f"$.inputs[{index}]") from None
-        arrays[name] = array
+    for run in signature.runs(tuple([tensor.name for tensor in inputs])):
+        alike = None
+        if run.dtype is not None:
+            alike = decode_run(inputs[run.inputs], run.dtype, body, offset)
+        if alike is not None:
+            matrix, offset = alike
+            arrays.update(zip(run.names, matrix, strict=True))
+            continue
+        for index in range(run.inputs.start, run.inputs.stop):
+            tensor = inputs[index]
+            column = _column(index, tensor, arrays, signature)
+            try:
+                arrays[tensor.name], offset = _decode(tensor, column.dtype, body, offset)
+                signature.check(tensor.name, arrays[tensor.name])
+            except Misfit as fault:
+                raise fault.at(f"$.inputs[{index}]") from None
     if offset != len(body):
         raise RequestError(
             f"body: expected {offset} bytes, the JSON and the binary_data_size of its inputs, found "
             f"{len(body)}"
         )
     return arrays
+
+
+def _column(index: int, tensor: InferInput, arrays: Arrays, signature: Signature) -> Input:
+    column = signature.tensors.get(tensor.name)
+    if column is None:
+        where = f"$.inputs[{index}].name"
+        raise signature.unknown(where, "input", tensor.name, signature.tensors)
+    if tensor.name in arrays:
+        raise RequestError(f"$.inputs[{index}].name: input {tensor.name!r} is given twice")
+    return column
+
+
+def _decode(tensor: InferInput, dtype: Dtype, body: bytes, offset: int) -> tuple[Array, int]:
+    """Return one tensor, and where what follows it in `body` begins."""
+    if tensor.datatype != DATATYPES[dtype]:
+        raise Misfit(
+            expected=f"{DATATYPES[dtype]} for {tensor.name!r}",
+            found=shorten(tensor.datatype, 30),
+            place=".datatype",
+        )
+    if len(tensor.shape) != 2:
+        raise Misfit(
+            expected="two dimensions", found=shorten(f"{tensor.shape}", 60), place=".shape"
+        )
+    size = tensor.parameters.get("binary_data_size")
+    if size is None:
+        array = _from_json(tensor, dtype)
+    else:
+        size = _binary_size(tensor, size, len(body) - offset)
+        array = _from_binary(body, offset, size, dtype, tensor)
+        offset += size
+    return array.reshape(tensor.shape), offset
 
 
 def _from_json(tensor: InferInput, dtype: Dtype) -> Array:

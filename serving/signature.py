@@ -29,7 +29,8 @@ class Run:
     """Inputs that follow each other in a request and are alike: numbers or strings, of one role."""
 
     names: tuple[str, ...]
-    dtype: Dtype
+    dtype: Dtype | None
+    """None for one to be looked at by itself: a list, an unknown name, or one that was there before."""
     inputs: slice
     """Their places in the request."""
 
@@ -52,34 +53,39 @@ class Signature:
         for name, column in self.inputs.items():
             if not column.is_list:
                 self._alike.setdefault((column.dtype, column.role), []).append(name)
-        self._runs: dict[tuple[str, ...], tuple[Run, ...] | None] = {}
+        self._runs: dict[tuple[str, ...], tuple[Run, ...]] = {}
 
-    def runs(self, names: tuple[str, ...]) -> tuple[Run, ...] | None:
-        """Return the runs of inputs in this order; None where one is unknown, given twice, or a list.
+    def runs(self, names: tuple[str, ...]) -> tuple[Run, ...]:
+        """Return the runs of inputs that come in this order.
 
-        They are kept, as most clients ask for the same inputs each time.
+        Those of known names are kept, as most clients ask with the same inputs each time.
         """
-        if names not in self._runs:
-            if len(self._runs) >= _MAX_RUNS:
-                self._runs.clear()
-            self._runs[names] = self._find_runs(names)
-        return self._runs[names]
+        runs = self._runs.get(names)
+        if runs is None:
+            runs = self._find_runs(names)
+            if len(names) <= len(self.tensors) and self.tensors.keys() >= set(names):
+                if len(self._runs) >= _MAX_RUNS:
+                    self._runs.clear()
+                self._runs[names] = runs
+        return runs
 
-    def _find_runs(self, names: tuple[str, ...]) -> tuple[Run, ...] | None:
-        columns = [self.inputs.get(name) for name in names]
-        if len(set(names)) < len(names):
-            return None
+    def _find_runs(self, names: tuple[str, ...]) -> tuple[Run, ...]:
         runs: list[Run] = []
-        for index, column in enumerate(columns):
-            if column is None or column.is_list:
-                return None
-            before = columns[index - 1] if index else None
-            if before and (before.dtype, before.role) == (column.dtype, column.role):
+        seen: set[str] = set()
+        kind = None
+        for index, name in enumerate(names):
+            before, column = kind, self.inputs.get(name)
+            kind = None
+            if column is not None and not column.is_list and name not in seen:
+                kind = column.dtype, column.role
+            seen.add(name)
+            if kind is not None and kind == before:
                 last = runs.pop()
                 inputs = slice(last.inputs.start, index + 1)
-                runs.append(Run((*last.names, column.name), column.dtype, inputs))
+                runs.append(Run((*last.names, name), last.dtype, inputs))
             else:
-                runs.append(Run((column.name,), column.dtype, slice(index, index + 1)))
+                dtype = None if kind is None else kind[0]
+                runs.append(Run((name,), dtype, slice(index, index + 1)))
         return tuple(runs)
 
     def unknown(self, where: str, kind: str, name: str, known: Iterable[str]) -> RequestError:

@@ -16,7 +16,7 @@ from headwater.feature_store.schema import INT64_MIN
 from headwater.serving.errors import RequestError
 from headwater.serving.manifest import Input
 from headwater.serving.messages import InferRequest
-from headwater.serving.oip_runs import DATATYPES, decode_runs
+from headwater.serving.oip_runs import DATATYPES, decode_run
 from headwater.serving.oip_tensors import decode_tensors
 from headwater.serving.signature import Signature
 
@@ -118,13 +118,30 @@ def test_strings_with_zero_bytes_and_long_ones_are_exact(binary: bool) -> None:
         assert {name: _values(array) for name, array in arrays.items()} == columns
 
 
+def _alike(message: InferRequest, body: bytes, offset: int) -> dict[str, Any]:
+    """Return the tensors, all of them decoded together with their neighbours."""
+    arrays: dict[str, Any] = {}
+    for run in SIGNATURE.runs(tuple(tensor.name for tensor in message.inputs)):
+        assert run.dtype is not None
+        found = decode_run(message.inputs[run.inputs], run.dtype, body, offset)
+        assert found is not None
+        matrix, offset = found
+        arrays |= zip(run.names, matrix, strict=True)
+    return arrays
+
+
 def test_null_is_missing_without_a_look_at_each_tensor() -> None:
-    message, body, offset = _request(
-        {"price": [None, 1, 2.5], "weight": [1, 2, None], "item": [7, None, 8], "brand": [None, "null", ""]},
-        binary=False,
-    )  # fmt: skip
-    arrays = decode_runs(message.inputs, body, offset, SIGNATURE)
-    assert arrays is not None
+    arrays = _alike(
+        *_request(
+            {
+                "price": [None, 1, 2.5],
+                "weight": [1, 2, None],
+                "item": [7, None, 8],
+                "brand": [None, "null", ""],
+            },
+            binary=False,
+        )
+    )
     assert _values(arrays["item"]) == [7, INT64_MIN, 8]
     assert _values(arrays["brand"]) == ["", "null", ""]
     np.testing.assert_array_equal(arrays["price"], [[np.nan], [1], [2.5]])
@@ -140,11 +157,18 @@ def test_well_formed_tensors_are_decoded_at_once(binary: bool) -> None:
         "brand": ["a", ""],
         "colour": ["r\u00f6d", "blue"],
     }
-    message, body, offset = _request(columns, binary=binary)
-    arrays = decode_runs(message.inputs, body, offset, SIGNATURE)
-    assert arrays is not None
+    arrays = _alike(*_request(columns, binary=binary))
     assert {name: _values(array) for name, array in arrays.items()} == columns
     assert (arrays["brand"].dtype.kind == "S") == binary
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_list_among_alike_tensors_is_decoded_by_itself(binary: bool) -> None:
+    columns: dict[str, list[Any]] = {"item": [1], "tags": ["a", "b"], "shop": [2], "brand": ["c"]}
+    message, body, offset = _request(columns, binary=binary, tags={"shape": [1, 2]})
+    arrays = decode_tensors(message.inputs, body, offset, SIGNATURE)
+    assert {name: _values(array) for name, array in arrays.items()} == columns
+    assert arrays["tags"].shape == (1, 2)
 
 
 _PAIR: dict[str, list[Any]] = {"item": [1, 2], "shop": [3, 4]}
@@ -222,9 +246,29 @@ def test_requests_in_both_forms_are_joined() -> None:
     assert SIGNATURE.count_missing(feeds)["colour"] == 2
 
 
-def test_runs_are_kept_for_a_bounded_number_of_requests() -> None:
+def test_neighbours_of_one_type_and_role_are_a_run() -> None:
+    names = ("price", "weight", "age", "item", "shop", "tags", "brand", "brand", "colour")
+    runs = SIGNATURE.runs(names)
+    assert [run.names for run in runs] == [
+        ("price", "weight"),
+        ("age",),
+        ("item", "shop"),
+        ("tags",),
+        ("brand",),
+        ("brand",),
+        ("colour",),
+    ]
+    assert [run.dtype is None for run in runs] == [name in (3, 5) for name in range(len(runs))]
+    assert [index for run in runs for index in range(9)[run.inputs]] == list(range(9))
+
+
+def test_runs_are_kept_for_a_bounded_number_of_requests_and_known_names_alone() -> None:
     signature = Signature([Input(name=f"f{index}", dtype="int64") for index in range(8)])
     for index in range(200):
         names = tuple(f"f{bit}" for bit in range(8) if index >> bit & 1)
-        assert len(signature.runs(names) or ()) == bool(names)
+        assert len(signature.runs(names)) == bool(names)
     assert len(signature._runs) <= 64
+    assert len(signature.runs(("f0", "unknown", "f1"))) == 3
+    assert ("f0", "unknown", "f1") not in signature._runs
+    assert len(signature.runs(("f0",) * 100_000)) == 100_000
+    assert ("f0",) * 100_000 not in signature._runs
