@@ -24,7 +24,7 @@ from headwater.pipelines.evaluation.scores import (
     join_parts,
     slice_columns,
 )
-from headwater.pipelines.training.assemble import Ranks
+from headwater.pipelines.training.ranks import Ranks
 
 _ALONE = Ranks()
 

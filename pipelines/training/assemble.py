@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,38 +21,7 @@ from headwater.models.sharding import Placement, place
 from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.runs import Run
 from headwater.pipelines.training.checkpoint import Checkpoints
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """The place of this process among those that torchrun started; alone it is rank 0 of 1."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-
-    @property
-    def is_first(self) -> bool:
-        """True on the rank that writes."""
-        return self.rank == 0
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            dist.barrier()
-
-
-def find_ranks() -> Ranks:
-    """Return this process's place, from the variables that torchrun sets."""
-    variables = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    rank, world_size, local_rank = (int(value or 0) for value in variables)
-    return Ranks(rank, max(world_size, 1), local_rank)
-
-
-def start_ranks(ranks: Ranks, device: torch.device) -> None:
-    """Join the process group of all ranks, once; one process needs none."""
-    if ranks.world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+from headwater.pipelines.training.ranks import Ranks, find_ranks
 
 
 def choose_device(job: Job, ranks: Ranks) -> torch.device:

@@ -1,0 +1,413 @@
+"""The training loop: epochs of steps, an evaluation and a checkpoint after each, and the metrics at the end.
+
+Everything that a later step depends on is in the checkpoint: weights, optimisers, place in the data,
+generators, and the plateau rule.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwater.feature_store.errors import DataError, RunError
+from headwater.feature_store.reader import Reader
+from headwater.models.batch import Batch
+from headwater.models.layout import derive_seed
+from headwater.models.network import count_parameters
+from headwater.models.sharding import Placement
+from headwater.pipelines.console import Progress, note
+from headwater.pipelines.data.loader import Loader
+from headwater.pipelines.evaluation.predict import predict
+from headwater.pipelines.evaluation.scores import measure
+from headwater.pipelines.job import Job
+from headwater.pipelines.runs import Run
+from headwater.pipelines.training.assemble import restore, whole_state
+from headwater.pipelines.training.checkpoint import Checkpoints
+from headwater.pipelines.training.diagnose import non_finite_loss
+from headwater.pipelines.training.memory import peak_cuda_mb, peak_rss_mb
+from headwater.pipelines.training.plateau import Plateau, monitored
+from headwater.pipelines.training.ranks import Ranks, gathered, shared
+
+if TYPE_CHECKING:
+    from headwater.feature_store.shards import ShardSet
+    from headwater.pipelines.data.prepared import Prepared, SplitName
+
+LOG_STEPS = 100
+"""Steps between two lines of `log.jsonl`."""
+
+
+@dataclass(slots=True)
+class _Position:
+    """Where training is, in plain values: what a checkpoint keeps beside tensors."""
+
+    epoch: int = 1
+    """The epoch that is being trained, from 1."""
+    batch: int = 0
+    """Batches of it that are done."""
+    step: int = 0
+    """Steps since the start."""
+    rows: int = 0
+    """Rows of this rank in the epoch so far."""
+    loss_sum: float = 0.0
+    """Sum over those rows of the loss, float64."""
+    seconds: float = 0.0
+    """Time spent in the steps of the epoch."""
+    total_rows: int = 0
+    """Rows of all ranks in epochs that are done."""
+    total_seconds: float = 0.0
+    """Time spent in the steps of epochs that are done."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A record for each epoch that is done, as in evaluation.json."""
+
+
+class Loop:
+    """One training of one run: `train` carries it to its end, from where `resume` has put it."""
+
+    def __init__(
+        self,
+        job: Job,
+        prepared: Prepared,
+        data: Mapping[SplitName, ShardSet],
+        run: Run,
+        placement: Placement,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.job, self.settings, self.prepared, self.run = job, job.train, prepared, run
+        self.placement, self.device, self.ranks = placement, device, ranks
+        self.data = data
+        self.at = _Position()
+        self.plateau = Plateau.of(self.settings)
+        self.checkpoints = Checkpoints(run.checkpoint)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.pending: tuple[Tensor, Batch, int] | None = None
+        model = placement.network.model
+        self.has_batch_norm = any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+        if self.settings.compile:
+            model.compile()
+        # Only dropout draws from the global generator; each rank drops other units.
+        torch.manual_seed(derive_seed(self.settings.seed, "training", str(ranks.rank)))
+
+    # The loop
+
+    def train(self) -> None:
+        """Train until the plateau rule or the number of epochs ends it, and write metrics.json."""
+        self._log(
+            "training started",
+            step=self.at.step,
+            epoch=self.at.epoch,
+            device=str(self.device),
+            parameters=count_parameters(self.placement.network),
+            threads=torch.get_num_threads(),
+        )
+        while self.at.epoch <= self.settings.epochs and not self.plateau.stopped:
+            self._train_epoch()
+            self._end_epoch()
+        self._finish()
+
+    def _train_epoch(self) -> None:
+        loader = self._loader("train")
+        self.placement.module.train()
+        batches = loader.epoch(self.at.epoch - 1, self.at.batch)
+        started_s = time.perf_counter()
+        with Progress(
+            f"epoch {self.at.epoch}",
+            total=len(self.data["train"]),
+            unit="rows",
+            closing=False,
+            shown=self.ranks.is_first,
+        ) as bar:
+            bar.advance(self.at.rows * self.ranks.world_size)
+            for batch in batches:
+                self._step(batch)
+                self.at.batch += 1
+                bar.advance(len(batch) * self.ranks.world_size)
+                if self.at.step % LOG_STEPS == 0 or self._saves_now():
+                    self._settle()
+                    self.at.seconds += time.perf_counter() - started_s
+                    self._log_step()
+                    if self._saves_now():
+                        self._save(best=False)
+                    started_s = time.perf_counter()
+            self._settle()
+        self.at.seconds += time.perf_counter() - started_s
+        if self.at.rows == 0:
+            raise DataError("train: too few rows for a batch. Expected at least two.")
+
+    def _step(self, batch: Batch) -> None:
+        # The same on every rank, unlike the size of its own part of the batch.
+        begin = self.at.batch * self.settings.batch_size
+        rows = min(self.settings.batch_size, len(self.data["train"]) - begin)
+        if rows < self.ranks.world_size * (2 if self.has_batch_norm else 1):
+            # One row of a rank has no variance to normalise by; another epoch has it elsewhere.
+            self._log("batch too small, skipped", step=self.at.step, epoch=self.at.epoch, rows=rows)
+            return
+        self.at.step += 1
+        self.placement.zero_grad()
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+        ):
+            logit_B: Tensor = self.placement.module(batch)
+        # Ranks average their gradients, and their parts differ by up to one row: a mean over the
+        # part would weigh rows differently.
+        loss = F.binary_cross_entropy_with_logits(
+            logit_B.float(), batch.label_B, weight=batch.weight_B, reduction="sum"
+        ) * (self.ranks.world_size / rows)
+        total = loss + self.placement.penalty()
+        if self.device.type == "cpu":
+            self._check(total.detach(), batch, self.at.step)
+        total.backward()
+        self.placement.clip_grad(self.settings.clip_norm)
+        self.placement.step()
+        self.at.rows += len(batch)
+        self.loss_sum.add_(loss.detach(), alpha=rows / self.ranks.world_size)
+        if self.device.type != "cpu":
+            # Looked at one step later, so that the host need not wait for the device.
+            pending, self.pending = self.pending, (total.detach(), batch, self.at.step)
+            if pending is not None:
+                self._check(*pending)
+
+    def _end_epoch(self) -> None:
+        """Evaluate, apply the plateau rule, record the epoch, and save."""
+        rates = dict(self.placement.lr)
+        train_loss, rows = self._mean_loss()
+        valid = self._evaluate()
+        improved = self.plateau.update(monitored(valid, self.settings.monitor), self.at.epoch)
+        if not improved:
+            self.placement.lr_scale(self.settings.lr_factor, self.settings.min_lr)
+        record = {
+            "epoch": self.at.epoch,
+            "step": self.at.step,
+            "train_loss": train_loss,
+            "valid": valid,
+            "lr_sparse": rates["sparse"],
+            "lr_dense": rates["dense"],
+            "seconds": self.at.seconds,
+            "rows_per_second": rows / max(self.at.seconds, 1e-9),
+            "improved": improved,
+        }
+        self._log("epoch ended", **record)
+        if self.ranks.is_first:
+            note(_line(record))
+        done = self.at
+        self.at = _Position(
+            epoch=done.epoch + 1,
+            step=done.step,
+            total_rows=done.total_rows + rows,
+            total_seconds=done.total_seconds + done.seconds,
+            history=[*done.history, record],
+        )
+        self.loss_sum.zero_()
+        self._save(best=improved)
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.ranks.world_size > 1:
+            # Each rank keeps batch statistics of its own rows; the checkpoint holds those of rank 0.
+            for buffer in self.placement.network.model.buffers():
+                dist.broadcast(buffer, 0)
+        scores = predict(
+            self.placement,
+            self._loader("valid").epoch(0, 0),
+            self.prepared.schema,
+            self.run.scores,
+            "valid",
+            rows=len(self.data["valid"]),
+            ranks=self.ranks,
+        )
+        values: dict[str, float] | None = None
+        if scores is not None:
+            scores.require_both_classes()
+            values = measure(scores)[0]
+            if not math.isfinite(monitored(values, self.settings.monitor)):
+                raise DataError(
+                    "valid: no group has rows of both classes, so grouped AUC is not defined. "
+                    "Set train.monitor = 'auc', or group by another column in features.group."
+                )
+        return shared(values, self.ranks)
+
+    def _finish(self) -> None:
+        at, best = self.at, self.plateau.best_epoch
+        if not self.ranks.is_first:
+            return
+        training = {
+            "epochs": len(at.history),
+            "best_epoch": best,
+            "steps": at.step,
+            "stopped": "plateau" if self.plateau.stopped else "epochs",
+            "monitor": self.settings.monitor,
+            "best": self.plateau.best,
+            "seconds": at.total_seconds,
+            "rows_per_second": at.total_rows / max(at.total_seconds, 1e-9),
+            "peak_rss_mb": peak_rss_mb(),
+            "peak_cuda_mb": peak_cuda_mb(),
+            "parameters": count_parameters(self.placement.network),
+            "device": str(self.device),
+            "precision": self.settings.precision,
+            "seed": self.settings.seed,
+            "world_size": self.ranks.world_size,
+        }
+        self._log("training ended", **training)
+        self.run.write(
+            "metrics.json",
+            {
+                "valid": at.history[best - 1]["valid"],
+                "history": at.history,
+                "training": training,
+                "rows_per_second": training["rows_per_second"],
+                "peak_rss_mb": training["peak_rss_mb"],
+                "peak_cuda_mb": training["peak_cuda_mb"],
+                "parameters": training["parameters"],
+                "prepared": str(self.prepared.path.resolve()),
+                "schema_hash": self.prepared.schema.hash,
+            },
+        )
+
+    # Checkpoints
+
+    def _saves_now(self) -> bool:
+        every = self.settings.checkpoint_steps
+        return every is not None and self.at.step % every == 0
+
+    def _save(self, *, best: bool) -> None:
+        """Save everything that the next step depends on; every rank must call it."""
+        self.at.loss_sum = float(self.loss_sum)
+        state = whole_state(self.placement, self.ranks)
+        generators = gathered(_generators(self.device), self.ranks)
+        positions = gathered(asdict(self.at), self.ranks)
+        if self.ranks.is_first:
+            started_s = time.perf_counter()
+            weights = {"schema_hash": self.prepared.schema.hash, "weights": state.pop("model")}
+            rest = {
+                "data": self.prepared.path.name,
+                "state": state,
+                "generators": generators,
+                "positions": positions,
+                "plateau": self.plateau.state(),
+            }
+            self.checkpoints.save({"network": weights, "training": rest}, best=best)
+            self._log(
+                "checkpoint saved",
+                step=self.at.step,
+                epoch=self.at.epoch,
+                seconds=time.perf_counter() - started_s,
+                best=best,
+            )
+        self.ranks.barrier()
+
+    def resume(self) -> None:
+        """Take everything over from the latest checkpoint; RunError where it does not fit."""
+        parts = self.checkpoints.load("latest")
+        if parts is None:
+            note(f"{self.run.path}: no checkpoint yet, training starts anew")
+            return
+        network, rest = parts["network"], parts["training"]
+        if network["schema_hash"] != self.prepared.schema.hash:
+            raise RunError(
+                f"{self.run.path}: trained with schema {network['schema_hash'][:12]}, but the "
+                f"prepared data has {self.prepared.schema.hash[:12]}: the data changed since. "
+                "Train a new run."
+            )
+        if rest["data"] != self.prepared.path.name:
+            raise RunError(
+                f"{self.run.path}: trained on prepared data {rest['data'][:12]}, found "
+                f"{self.prepared.path.name[:12]}: the data changed since. Train a new run, or give "
+                "the input files back as they were."
+            )
+        if len(rest["positions"]) != self.ranks.world_size:
+            raise RunError(
+                f"{self.run.path}: trained by {len(rest['positions'])} processes, found "
+                f"{self.ranks.world_size}. Start the same number, as batches depend on it."
+            )
+        restore(self.placement, {"model": network["weights"], **rest["state"]}, self.ranks)
+        self.plateau = Plateau(**rest["plateau"])
+        self.at = _Position(**rest["positions"][self.ranks.rank])
+        self.loss_sum.fill_(self.at.loss_sum)
+        _set_generators(rest["generators"][self.ranks.rank], self.device)
+        self._log("training resumed", step=self.at.step, epoch=self.at.epoch)
+
+    # Parts of a step
+
+    def _check(self, loss: Tensor, batch: Batch, step: int) -> None:
+        if not math.isfinite(loss.item()):
+            raise non_finite_loss(
+                self.placement.network,
+                batch,
+                self.prepared.schema,
+                step=step,
+                epoch=self.at.epoch,
+                world_size=self.ranks.world_size,
+            )
+
+    def _settle(self) -> None:
+        """Look at the loss that was put off."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            self._check(*pending)
+
+    def _mean_loss(self) -> tuple[float, int]:
+        """Return the mean loss of the epoch, and its rows, over all ranks."""
+        sums = torch.stack([self.loss_sum, torch.full_like(self.loss_sum, self.at.rows)])
+        if self.ranks.world_size > 1:
+            dist.all_reduce(sums)
+        loss_sum, rows = sums.tolist()
+        return loss_sum / rows, int(rows)
+
+    def _loader(self, split: SplitName) -> Loader:
+        reader = Reader(
+            self.data[split],
+            self.settings.batch_size,
+            seed=self.settings.seed,
+            shuffle=split == "train",
+            buffer_rows=self.settings.shuffle_rows,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+        return Loader(reader, self.device)
+
+    def _log_step(self) -> None:
+        self._log(
+            "step ended",
+            step=self.at.step,
+            epoch=self.at.epoch,
+            train_loss=float(self.loss_sum) / max(self.at.rows, 1),
+            rows_per_second=self.at.rows * self.ranks.world_size / max(self.at.seconds, 1e-9),
+        )
+
+    def _log(self, event: str, **fields: Any) -> None:
+        if self.ranks.is_first:
+            self.run.log(event, **fields)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Return an epoch's record as one line."""
+    valid = ", ".join(
+        f"{name} {record['valid'][name]:.5f}"
+        for name in ("auc", "gauc", "logloss")
+        if record["valid"].get(name) is not None
+    )
+    better = ", best so far" if record["improved"] else ""
+    return (
+        f"epoch {record['epoch']}: train loss {record['train_loss']:.5f}, valid {valid}, "
+        f"{record['rows_per_second']:,.0f} rows/s{better}"
+    )
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
