@@ -5,8 +5,6 @@ Rules over names and values, no more: what they decide is written into a file th
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,15 +13,9 @@ import polars as pl
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import RawColumn
-from headwater.pipelines.first_job.profile import Look, Profile, shared
+from headwater.pipelines.first_job.label import find_label, named_label, outcomes, positive_when
+from headwater.pipelines.first_job.profile import Look, Profile, quoted, shared
 
-LABELS = (
-    *("label", "target", "y", "click", "clicked", "clicks", "clk", "attributed", "converted"),
-    *("conversion", "purchase", "purchased", "buy", "bought", "order", "ordered", "install"),
-    *("installed", "like", "liked", "response", "outcome", "positive", "accepted", "watched"),
-)
-ABOUT_LABELS = ("is", "has", "was", "total", "approved", "num", "n", "count", "cnt", "flag")
-RATINGS = ("rating", "ratings", "stars", "overall", "score")
 USERS = (
     *("user", "customer", "member", "visitor", "shopper", "client", "account", "buyer", "reviewer"),
     *("subscriber", "viewer", "reader", "listener", "player", "guest", "uid"),
@@ -47,7 +39,6 @@ QUANTITIES = {
     *("seconds", "year", "distance", "balance", "income", "salary", "qty", "quantity", "views"),
     *("impressions", "clicks", "spent", "spend", "budget", "bid", "revenue"),
 }
-POSITIVE_TEXT = {"yes", "y", "true", "t", "positive", "click", "clicked"}
 
 UNIQUE_SHARE = 0.9
 """A column with more distinct values than this share of the rows names the row and nothing else."""
@@ -98,12 +89,6 @@ def guess(look: Look, label: str | None = None) -> Guess:
     return result
 
 
-def quoted(name: str) -> str:
-    """Return a column name as an expression of a job writes it."""
-    plain = re.fullmatch(r"[^\W\d]\w*", name)
-    return name if plain else '"' + name.replace('"', '""') + '"'
-
-
 def _read_times(look: Look, result: Guess) -> Look:
     """Derive a time from each text that holds one; return `look` with it."""
     columns = list(look.columns)
@@ -143,25 +128,10 @@ def _read_times(look: Look, result: Guess) -> Look:
 
 
 def _label(look: Look, wanted: str | None, result: Guess) -> None:
-    if wanted is not None:
-        names = [column.name for column in look.columns]
-        if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise JobError(
-                f"--label {wanted}: no such column.{hint} The data has: {', '.join(names)}."
-            )
-        chosen = look[wanted]
-        if _condition(chosen, look) is None:
-            raise JobError(
-                f"--label {wanted}: expected two values as 0 and 1 or yes and no, a rating, or a count "
-                f"that is 0 for no; found {_shown(chosen)}."
-            )
-    else:
-        chosen = _find_label(look)
+    chosen = find_label(look) if wanted is None else named_label(look, wanted)
     if chosen.missing:
         result.filter = f"{quoted(chosen.name)} IS NOT NULL"
-    condition = _condition(chosen, look)
+    condition = positive_when(chosen, look)
     assert condition is not None
     text, expression = condition
     if text is None:
@@ -173,87 +143,9 @@ def _label(look: Look, wanted: str | None, result: Guess) -> None:
         result.left_out[chosen.name] = "the label comes from it"
     share = look.sample.select(expression.mean()).item()
     result.label_why = f"{100 * share:.3g} % of the rows are positive"
-    for other in shared(look.columns, LABELS):
-        only = set(other.tokens) <= {*LABELS, *ABOUT_LABELS}
-        is_outcome = _is_binary(other) or _positive(other) or (only and other.is_number)
-        if other.name not in result.left_out and is_outcome:
+    for other in outcomes(look):
+        if other.name not in result.left_out:
             result.left_out[other.name] = "looks like another outcome, known only afterwards"
-
-
-def _condition(column: Profile, look: Look) -> tuple[str | None, pl.Expr] | None:
-    """Return when a row is positive, as SQL and for the sample; no SQL where the column says it."""
-    value = pl.col(column.name)
-    if _is_binary(column):
-        return None, value.cast(pl.Float64) == 1
-    positive = _positive(column)
-    if positive is not None:
-        text = positive.replace("'", "''")
-        return f"{quoted(column.name)} = '{text}'", value == positive
-    # A count that is often 0 says whether; a rating says how much.
-    is_count = column.low == 0 and not set(RATINGS) & set(column.tokens)
-    threshold = None if is_count else _threshold(column, look)
-    if threshold is not None:
-        return f"{quoted(column.name)} >= {threshold:g}", value >= threshold
-    if column.is_number and not column.is_time and column.low == 0:
-        # An id may be 0 too, but seldom is.
-        zeros = look.sample.select((value == 0).mean()).item()
-        return (f"{quoted(column.name)} > 0", value > 0) if 0.005 < zeros < 1 else None
-    return None
-
-
-def _find_label(look: Look) -> Profile:
-    """Return the column that is named like a label and has its values, else a rating."""
-    named = shared(look.columns, LABELS)
-    for column in named:
-        if _is_binary(column) or _positive(column) is not None:
-            return column
-    for column in shared(look.columns, RATINGS):
-        if _threshold(column, look) is not None:
-            return column
-    two = [column.name for column in look.columns if _is_binary(column) or len(column.values) == 2]
-    counts = [column for column in named if _condition(column, look) is not None]
-    parts = ["no column looks like a label of 0 and 1, or like a rating."]
-    if counts:
-        shown = ", ".join(f"{column.name} ({_shown(column)})" for column in counts)
-        parts.append(f"Counts, positive above 0: {shown}.")
-    if two:
-        parts.append(f"Columns of two values: {', '.join(two)}.")
-    if counts or two:
-        parts.append("Say which by --label.")
-    else:
-        parts.append("A log of what was clicked alone needs rows of what was not; add them first.")
-    raise JobError(" ".join(parts))
-
-
-def _is_binary(column: Profile) -> bool:
-    """Tell whether a run reads the column as a label: 0 and 1, as numbers, text or false and true."""
-    return column.values in ((0, 1), ("0", "1"), ("0.0", "1.0"))
-
-
-def _positive(column: Profile) -> str | None:
-    """Return the positive one of two texts, as 'yes' beside 'no'; None where that is not plain."""
-    texts = [value for value in column.values if isinstance(value, str)]
-    if len(texts) != 2 or len(column.values) != 2:
-        return None
-    positive = [text for text in texts if text.strip().lower() in POSITIVE_TEXT]
-    return positive[0] if len(positive) == 1 else None
-
-
-def _threshold(column: Profile, look: Look) -> float | None:
-    """Return the least rating that counts as liked: four fifths of the scale, as 4 of 5."""
-    if not column.is_number or column.is_time or column.low is None or column.high is None:
-        return None
-    if column.low < 0 or not 3 <= column.high <= 100 or not 3 <= column.distinct <= 101:
-        return None
-    threshold = float(round(0.8 * column.high))
-    share = look.sample.select((pl.col(column.name) >= threshold).mean()).item()
-    return threshold if 0 < share < 1 else None
-
-
-def _shown(column: Profile) -> str:
-    if column.values:
-        return "values " + ", ".join(map(str, column.values))
-    return f"{column.distinct:,} values of type {column.found}"
 
 
 def _free_name(name: str, look: Look) -> str:

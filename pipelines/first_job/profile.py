@@ -192,3 +192,9 @@ def shared(columns: Sequence[Profile], words: Sequence[str]) -> list[Profile]:
             if word in column.tokens:
                 found.setdefault(column.name, column)
     return list(found.values())
+
+
+def quoted(name: str) -> str:
+    """Return a column name as an expression of a job writes it."""
+    plain = re.fullmatch(r"[^\W\d]\w*", name)
+    return name if plain else '"' + name.replace('"', '""') + '"'
