@@ -33,8 +33,8 @@ HEADROOM = 1.05
 """Demand beyond this share of capacity is overload; clients that wait for answers ask for the whole of it."""
 
 LOOP_S = 0.001
-"""Of the event loop's lag, a request that is open explains so much; the rest comes from a machine that is
-busy with other things, and no refusal would help."""
+"""Of the event loop's lag, another open request explains so much; the rest comes from a machine that is busy
+with other things, and no refusal would help."""
 
 LAG_EVERY_S = 0.02
 LAG_TICKS = 3
@@ -101,7 +101,8 @@ class Admission:
     @property
     def wait_s(self) -> float:
         """How long a request that came now would wait, in seconds, by estimate."""
-        lag_s = min(self._lag_s, LOOP_S * self._num_open())
+        others = max(0, self._num_open() - 1)
+        lag_s = min(self._lag_s, LOOP_S * others)
         return self._work_s / self._num_runners + lag_s
 
     @property

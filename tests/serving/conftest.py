@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -275,6 +276,40 @@ class Server:
         return self.process.wait(30)
 
 
+class Raw:
+    """Sockets to a server, for what a well-behaved client does not do."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def connect(self, server: Server, data: bytes = b"") -> socket.socket:
+        """Return a new connection on which `data` was sent."""
+        client = socket.create_connection((server.host, server.port), timeout=10)
+        self._sockets.append(client)
+        client.sendall(data)
+        return client
+
+    @staticmethod
+    def post(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
+        """Return a request as bytes; `length` is what its head says of the body."""
+        size = len(body) if length is None else length
+        lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {size}", *headers]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    @staticmethod
+    def read(client: socket.socket) -> tuple[int, bytes]:
+        """Return the status and the body of the answer on a connection."""
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        body = answer.read()
+        answer.close()
+        return answer.status, body
+
+    def close(self) -> None:
+        for client in self._sockets:
+            client.close()
+
+
 def _wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     """Return as soon as `condition()` holds; fail after `seconds`."""
     end_s = time.monotonic() + seconds
@@ -308,6 +343,14 @@ def write_release() -> Callable[..., Path]:
 def wait_until() -> Callable[..., None]:
     """Give a function that waits for a condition."""
     return _wait_until
+
+
+@pytest.fixture
+def raw() -> Iterator[Raw]:
+    """Give sockets to a server that are closed after the test."""
+    sockets = Raw()
+    yield sockets
+    sockets.close()
 
 
 @pytest.fixture(scope="session")

@@ -224,7 +224,7 @@ def test_event_loop_that_is_late_counts_as_wait_where_many_requests_are_open() -
             admission.check()
         # For a lone client, it is the machine that is busy with other things.
         num_open = 1
-        assert admission.wait_s == pytest.approx(0.001)
+        assert admission.wait_s == 0
         watching.cancel()
 
     asyncio.run(go())
