@@ -183,13 +183,14 @@ def _fit_infer(body: dict[str, Any], scorer: Scorer) -> list[dict[str, Any]]:
         ]
         flat[name] = [_whole(value, dtype) for value in values]
     num_rows = min(map(len, flat.values()))
+    has_candidates = any(signature.tensors[name].role == "candidate" for name in tensors)
     columns: dict[str, list[list[Any]]] = {}
     for name, values in flat.items():
         column = signature.tensors[name]
         width = len(values) // max(1, num_rows) if column.is_list else 1
-        # Of context inputs, every second one is given once.
-        once = column.role == "context" and num_rows > 1 and len(name) % 2 == 0
-        count = 1 if once and not column.is_list else num_rows
+        # Beside candidates, some context inputs are given once.
+        once = has_candidates and column.role == "context" and len(name) % 2 == 0
+        count = 1 if once and num_rows > 1 and not column.is_list else num_rows
         tensors[name]["shape"] = [count, width]
         flat[name] = values[: count * width]
         columns[name] = [flat[name][i * width : (i + 1) * width] for i in range(count)]
