@@ -10,7 +10,7 @@ LOCK := infra/locks/$(ACCELERATOR).txt
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types lock clean
+.PHONY: help venv demo test coverage lint format types lock clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ demo: venv  ## the whole way on real data: prepare, train, evaluate, export, ser
 test: venv lint types  ## lint, types, and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow"
 
+coverage: venv  ## the same tests, slower, and which lines they run; fails under 95 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 lint: venv  ## ruff: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -55,4 +61,4 @@ lock: venv  ## write the locks again from pyproject.toml, keeping pins that stil
 	$(COMPILE) --extra serve pyproject.toml -o infra/locks/serve.txt
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*
