@@ -35,7 +35,7 @@ class MLP(nn.Sequential):
             layers.append(linear(width_in, width))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(width))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))  # no layer before it needs its own output
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
             width_in = width

@@ -32,7 +32,7 @@ from headwater.pipelines.runs import Run
 from headwater.pipelines.training.assemble import restore, whole_state
 from headwater.pipelines.training.checkpoint import Checkpoints
 from headwater.pipelines.training.diagnose import non_finite_loss
-from headwater.pipelines.training.memory import peak_cuda_mb, peak_rss_mb
+from headwater.pipelines.training.memory import keep_freed_memory, peak_cuda_mb, peak_rss_mb
 from headwater.pipelines.training.plateau import Plateau, monitored
 from headwater.pipelines.training.ranks import Ranks, gathered, shared
 
@@ -93,6 +93,8 @@ class Loop:
         self.has_batch_norm = any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
         if self.settings.compile:
             model.compile()
+        if device.type == "cpu":
+            keep_freed_memory()
         # Only dropout draws from the global generator; each rank drops other units.
         torch.manual_seed(derive_seed(self.settings.seed, "training", str(ranks.rank)))
 
