@@ -27,6 +27,7 @@ from headwater.pipelines.data.text_types import number
 from headwater.pipelines.output import whole_file
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release
+from headwater.serving.scorer import require_finite
 from headwater.serving.signature import LENGTH, Arrays
 from headwater.serving.tensors import MISSING, NUMPY
 
@@ -74,10 +75,14 @@ def score(
         _writing(out, types | {output: pl.Float32()}) as write,
     ):
         for chunk in table.chunks(names):
-            readable = _readable(chunk, raw, table.files[chunk.file].path)
+            path = table.files[chunk.file].path
+            readable = _readable(chunk, raw, path)
             for start in range(0, len(readable), batch_rows):
                 batch = slice(start, start + batch_rows)
-                scores = scorer.score(frame_to_arrays(readable[batch], inputs))
+                arrays = frame_to_arrays(readable[batch], inputs)
+                scores = scorer.score(arrays)
+                first_row = chunk.first_row + start
+                require_finite(scores, arrays, where=f"{path}, ", first_row=first_row)
                 write(chunk.frame[batch].with_columns(pl.Series(output, scores, pl.Float32)))
                 rows += len(scores)
                 bar.advance(len(scores))

@@ -63,10 +63,13 @@ class Scorer:
         return outputs[0].reshape(-1)
 
 
-def require_finite(scores: Scores, arrays: Mapping[str, Array]) -> None:
+def require_finite(
+    scores: Scores, arrays: Mapping[str, Array], *, where: str = "", first_row: int = 0
+) -> None:
     """Raise `RequestError`, with the row and its largest number, where a score is no number.
 
-    A number beyond float32 becomes an infinity in the graph, and a difference of two is none.
+    `where` begins the message, and `first_row` numbers the first row. A number beyond float32 becomes an
+    infinity in the graph, and a difference of two is no number.
     """
     finite = np.isfinite(scores)
     if finite.all():
@@ -80,8 +83,8 @@ def require_finite(scores: Scores, arrays: Mapping[str, Array]) -> None:
             largest.append((float(np.fmax.reduce(values, initial=0)), name))
     number, name = max(largest, default=(0.0, ""))
     raise RequestError(
-        f"row {row}: no finite score: a number is too large for the model; the largest is in {name!r}, "
-        f"{number:.4g}"
+        f"{where}row {first_row + row}: no finite score: a number is too large for the model; the largest "
+        f"is in {name!r}, {number:.4g}"
     )
 
 

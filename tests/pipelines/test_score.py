@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.errors import DataError, OutputError, ReleaseError
+from headwater.feature_store.errors import DataError, InputError, OutputError, ReleaseError
 from headwater.pipelines.export import export_network
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays, score
@@ -105,6 +105,19 @@ def test_tensors_are_those_that_the_service_makes(release: Path, click_rows: pl.
     for name, array in expected.items():
         assert found[name].dtype == array.dtype, name
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_row_whose_score_is_no_number_is_named(
+    release: Path, click_rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    is_fifth = pl.int_range(pl.len()) == 4
+    rows = click_rows.head(9).with_columns(price=pl.when(is_fifth).then(1e300).otherwise("price"))
+    rows.write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(
+        InputError, match=r"rows\.parquet, row 5: no finite score: .* in 'price', 1e\+300"
+    ):
+        score(release, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet", batch_rows=2)
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "ndjson"])
