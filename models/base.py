@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from headwater.feature_store.config import Config
+from headwater.models.layers import MLP
 
 
 class ModelConfig(Config):
@@ -31,6 +32,10 @@ class MLPConfig(ModelConfig):
     """Dropout after each hidden layer."""
     batch_norm: bool = False
     """Batch normalisation before each ReLU."""
+
+    def mlp(self, width_in: int) -> MLP:
+        """Return the perceptron, untrained, without an output layer."""
+        return MLP(width_in, self.hidden, dropout=self.dropout, batch_norm=self.batch_norm)
 
 
 @dataclass(frozen=True, slots=True)

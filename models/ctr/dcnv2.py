@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from headwater.models.base import CTRModel, MLPConfig
-from headwater.models.layers import MLP, CrossNetV2, linear
+from headwater.models.layers import CrossNetV2, linear
 
 
 class DCNv2Config(MLPConfig):
@@ -39,7 +39,7 @@ class DCNv2(CTRModel):
         width = num_features * config.embedding_dim
         self.stacked = config.structure == "stacked"
         self.cross = CrossNetV2(width, config.num_cross_layers)
-        self.mlp = MLP(width, config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
+        self.mlp = config.mlp(width)
         self.out = linear(self.mlp.width_out + (0 if self.stacked else width), 1)
 
     def forward(self, emb_BFD: Tensor) -> Tensor:

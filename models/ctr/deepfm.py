@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from headwater.models.base import CTRModel, MLPConfig, ModelConfig, Slot
-from headwater.models.layers import MLP, linear, pairwise
+from headwater.models.layers import linear, pairwise
 
 
 class DeepFMConfig(MLPConfig):
@@ -27,12 +27,7 @@ class DeepFM(CTRModel):
 
     def __init__(self, config: DeepFMConfig, *, num_features: int) -> None:
         super().__init__(config, num_features=num_features)
-        self.mlp = MLP(
-            num_features * config.embedding_dim,
-            config.hidden,
-            dropout=config.dropout,
-            batch_norm=config.batch_norm,
-        )
+        self.mlp = config.mlp(num_features * config.embedding_dim)
         self.out = linear(self.mlp.width_out, 1)
 
     @classmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from headwater.models.base import CTRModel, MLPConfig
-from headwater.models.layers import MLP, linear
+from headwater.models.layers import linear
 
 
 class DNNConfig(MLPConfig):
@@ -25,12 +25,7 @@ class DNN(CTRModel):
 
     def __init__(self, config: DNNConfig, *, num_features: int) -> None:
         super().__init__(config, num_features=num_features)
-        self.mlp = MLP(
-            num_features * config.embedding_dim,
-            config.hidden,
-            dropout=config.dropout,
-            batch_norm=config.batch_norm,
-        )
+        self.mlp = config.mlp(num_features * config.embedding_dim)
         self.out = linear(self.mlp.width_out, 1)
 
     def forward(self, emb_BFD: Tensor) -> Tensor:
