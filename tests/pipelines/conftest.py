@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,21 +181,21 @@ def make_job() -> MakeJob:
     return make
 
 
-@pytest.fixture
-def released(
-    tmp_path: Path,
+@pytest.fixture(scope="session")
+def export_clicks(
     click_schema: fs.Schema,
     click_rows: pl.DataFrame,
     make_network: MakeNetwork,
     make_job: MakeJob,
 ) -> Callable[..., Path]:
-    """Give a function that exports a model to the test's folder, and returns the new release.
+    """Give a function that exports a model to a folder of releases, and returns the new one.
 
     It takes the model's name, its network or else its settings, the schema if another, and the
     settings of `make_job`.
     """
 
     def make(
+        folder: Path,
         model: str,
         network: CTRNetwork | None = None,
         *,
@@ -205,12 +206,17 @@ def released(
     ) -> Path:
         if network is None:
             network = make_network(model, schema=schema, **(settings or {}))
-        folder = tmp_path / "releases"
         return export_network(
             network, schema, click_rows, make_job(model, **job), folder, **(described or {})
         )
 
     return make
+
+
+@pytest.fixture
+def released(export_clicks: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Give `export_clicks` for `releases` in the test's folder."""
+    return partial(export_clicks, tmp_path / "releases")
 
 
 TinyJob = Callable[..., Job]

@@ -16,7 +16,6 @@ import pytest
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import DataError, InputError, OutputError, ReleaseError
-from headwater.pipelines.export import export_network
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays, score
 from headwater.serving.release import load_release, read_manifest
@@ -28,34 +27,24 @@ SCALARS = ["user", "city", "price", "ts"]
 
 
 @pytest.fixture(scope="module")
-def release(
-    tmp_path_factory: pytest.TempPathFactory,
-    click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
-) -> Path:
-    network = make_network("fm", embedding_dim=4)
+def release(tmp_path_factory: pytest.TempPathFactory, export_clicks: Callable[..., Path]) -> Path:
     folder = tmp_path_factory.mktemp("releases")
-    return export_network(network, click_schema, click_rows, make_job("fm"), folder)
+    return export_clicks(folder, "fm", settings={"embedding_dim": 4})
 
 
 @pytest.fixture(scope="module")
 def scalar_release(
     tmp_path_factory: pytest.TempPathFactory,
     click_schema: fs.Schema,
-    click_rows: pl.DataFrame,
-    make_network: Callable[..., Any],
-    make_job: Callable[..., Any],
+    export_clicks: Callable[..., Path],
 ) -> Path:
     """Return a release without lists, which CSV cannot hold."""
     schema = fs.Schema(
         raw=tuple(column for column in click_schema.raw if column.name in SCALARS),
         columns=tuple(c for c in click_schema.columns if c.name not in ("tags", "seen")),
     )
-    network = make_network("fm", schema=schema, embedding_dim=4)
     folder = tmp_path_factory.mktemp("releases")
-    return export_network(network, schema, click_rows, make_job("fm"), folder)
+    return export_clicks(folder, "fm", schema=schema, settings={"embedding_dim": 4})
 
 
 def graph_scores(release: Path, rows: pl.DataFrame) -> np.ndarray:
