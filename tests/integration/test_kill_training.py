@@ -19,11 +19,11 @@ from typing import Any, get_args
 
 import pytest
 
+from headwater.models.embeddings import Mode
 from headwater.pipelines.cli import main
-from headwater.pipelines.job import SparseOptimizer
 from headwater.pipelines.runs import open_run
 
-MODES: tuple[str, ...] = get_args(SparseOptimizer.model_fields["mode"].annotation)
+MODES: tuple[str, ...] = get_args(Mode)
 KINDS = ("anywhere", "rename", "call", "writing")
 EPOCHS_A_KILL = 2
 """So many that no kill comes too late: an epoch has 19 steps, a process some 25 until its kill at most."""
