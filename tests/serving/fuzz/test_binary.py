@@ -49,8 +49,10 @@ _VALUES: dict[Dtype, SearchStrategy[Any]] = {
         st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
     ),
 }
-_PLAIN = st.text(st.sampled_from("abc"), min_size=4, max_size=4)
+_PLAIN = st.text(st.sampled_from("abc\0"), min_size=4, max_size=4)
 """Strings of one length in ASCII, which are read in another way."""
+_SHORT = st.text(st.sampled_from("ab\u00fc\u4e2d"), max_size=5)
+"""Strings without a zero byte, which are read in a third way."""
 
 
 @dataclass
@@ -93,23 +95,29 @@ def _binary(values: list[Any], dtype: Dtype) -> bytes:
 
 
 @st.composite
-def _tensor(draw: DrawFn, column: Input, num_rows: int) -> tuple[list[Tensor], list[Any]]:
+def _tensor(
+    draw: DrawFn, column: Input, num_rows: int, form: str
+) -> tuple[list[Tensor], list[Any]]:
     """Draw the tensors of an input, and its value in each row."""
     once = column.role == "context" and num_rows > 0 and draw(st.booleans())
     count = 1 if once else num_rows
     width = draw(st.integers(0, 4)) if column.is_list else 1
-    plain = column.dtype == "string" and draw(st.booleans())
-    value = _PLAIN if plain else _VALUES[column.dtype]
+    value = _VALUES[column.dtype]
+    if column.dtype == "string":
+        value = draw(st.sampled_from([value, _PLAIN, _SHORT]))
     values = draw(st.lists(value, min_size=count * width, max_size=count * width))
     # JSON has no infinity, and null for NaN.
-    in_json = draw(st.booleans()) and not any(isinstance(v, float) and np.isinf(v) for v in values)
+    in_json = form == "json" or (form == "mixed" and draw(st.booleans()))
+    in_json = in_json and not any(isinstance(v, float) and np.isinf(v) for v in values)
     tensors = [_put(column.name, column.dtype, [count, width], values, in_json=in_json)]
     if not column.is_list:
         return tensors, values * (num_rows if once else 1)
     lengths = [width] * count
     if draw(st.booleans()):
         lengths = draw(st.lists(st.integers(0, width), min_size=count, max_size=count))
-        tensors.append(_put(f"{column.name}.length", "int64", [count, 1], lengths, in_json=False))
+        tensors.append(
+            _put(f"{column.name}.length", "int64", [count, 1], lengths, in_json=form == "json")
+        )
     lists = [values[i * width : i * width + length] for i, length in enumerate(lengths)]
     return tensors, lists * (num_rows if once else 1)
 
@@ -133,10 +141,12 @@ def _sound(draw: DrawFn, scorers: dict[str, Any]) -> Sent:
     # Without candidates, a context given once stands for one row.
     has_candidates = any(column.role == "candidate" for column in chosen)
     num_rows = draw(st.integers(0, 5) | st.integers(0, 60)) if has_candidates else 1
+    # Alike inputs that follow each other in one form are read together.
+    form = draw(st.sampled_from(["binary", "json", "mixed"]))
     tensors: list[Tensor] = []
     rows: list[dict[str, Any]] = [{} for _ in range(num_rows)]
     for column in chosen:
-        sent, values = draw(_tensor(column, num_rows))
+        sent, values = draw(_tensor(column, num_rows, form))
         tensors += sent
         for row, value in zip(rows, values, strict=True):
             row[column.name] = value
