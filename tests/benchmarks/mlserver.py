@@ -2,13 +2,14 @@
 
     .venv/bin/python tests/benchmarks/mlserver.py --rival-python RIVALS/mlserver/bin/python
 
-MLServer runs as it does by default (one worker process beside the one that reads requests), and with two
-workers; with a runtime of ours that goes the shortest way from its lists to onnxruntime, and without its
-access log. `rivals/mlserver.txt` pins its environment. Headwater runs with its defaults: a scoring thread for
-each core. Both call onnxruntime with one thread that does not spin. All servers stay up, and wrk loads one
-after the other in turns, in a closed loop, from the same machine.
+MLServer runs in three ways: as it does by default (one worker process beside the one that reads
+requests), with two workers, and with two workers and its adaptive batching. It has a runtime of ours
+that goes the shortest way from its lists to onnxruntime, and no access log; `rivals/mlserver.txt` pins
+its environment. Headwater runs with its defaults: a scoring thread for each core. Both call onnxruntime
+with one thread that does not spin. All servers stay up, and wrk loads one after the other in turns, in
+a closed loop, from the same machine.
 
-`ratio` = requests a second of Headwater / those of MLServer, the better of its two set-ups in that round.
+`ratio` = requests a second of Headwater / those of MLServer, the best of its set-ups in that round.
 MLServer always gets JSON: it refuses binary tensors over HTTP.
 """
 
@@ -36,14 +37,20 @@ from headwater.serving.manifest import MODEL_NAME
 NUM_BODIES = 32
 TARGETS = {(100, 1): 1.6, (100, 8): 1.8, (100, 32): 2.2, (1, 8): 3.0, (1, 32): 10.0}
 """Ratio to reach, by rows of a request and connections."""
-RIVALS = ("MLServer, 1 worker", "MLServer, 2 workers")
+RIVALS: dict[str, tuple[int, dict[str, float]]] = {
+    "MLServer, 1 worker": (1, {}),
+    "MLServer, 2 workers": (2, {}),
+    "MLServer, 2 workers, batching": (2, {"max_batch_size": 32, "max_batch_time": 0.002}),
+}
+"""Worker processes, and settings of its adaptive batching, which is off by default."""
 OURS = "Headwater, JSON"
 FORMS: dict[str, Form] = {OURS: "json", "Headwater, binary": "binary"}
 
 
-def write_settings(folder: Path, model: Path, kind: Kind, workers: int, threads: int) -> str:
-    """Write MLServer's two files into `folder` and return the address that it will listen at."""
+def write_settings(folder: Path, model: Path, kind: Kind, name: str, threads: int) -> str:
+    """Write the two files of an MLServer into `folder` and return the address that it will listen at."""
     folder.mkdir()
+    workers, batching = RIVALS[name]
     ports = [_free_port() for _ in range(3)]
     names = ("http_port", "grpc_port", "metrics_port")
     settings = {"debug": False, "host": "127.0.0.1", "parallel_workers": workers}
@@ -52,9 +59,8 @@ def write_settings(folder: Path, model: Path, kind: Kind, workers: int, threads:
     )
     parameters = {"uri": str(model), "extra": {"threads": threads}}
     implementation = "mlserver_runtime.OnnxModel"
-    (folder / "model-settings.json").write_text(
-        json.dumps({"name": kind, "implementation": implementation, "parameters": parameters})
-    )
+    described = {"name": kind, "implementation": implementation, "parameters": parameters}
+    (folder / "model-settings.json").write_text(json.dumps(described | batching))
     return f"http://127.0.0.1:{ports[0]}"
 
 
@@ -74,9 +80,9 @@ def start(stack: ExitStack, releases: Path, folder: Path, arguments: argparse.Na
     rival = Path(arguments.rival_python)
     env = {"PYTHONPATH": str(Path(__file__).parent / "rivals")}
     sides: Sides = {}
-    for workers, name in enumerate(RIVALS, start=1):
-        settings = folder / f"mlserver-{workers}"
-        url = write_settings(settings, model.resolve(), kind, workers, arguments.rival_threads)
+    for index, name in enumerate(RIVALS):
+        settings = folder / f"mlserver-{index}"
+        url = write_settings(settings, model.resolve(), kind, name, arguments.rival_threads)
         command = [rival.with_name("mlserver"), "start", settings]
         ready = f"{url}/v2/models/{kind}/ready"
         pid, _ = stack.enter_context(running(command, ready, cwd=settings, env=env))
