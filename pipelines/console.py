@@ -70,7 +70,6 @@ class Progress:
         self._total = total
         self._unit = unit
         self._done = 0
-        self._fields: dict[str, float] = {}
         self._start_s = self._line_s = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if shown and sys.stderr.isatty():
@@ -81,28 +80,24 @@ class Progress:
                 total=total, desc=description, unit=f" {unit}", unit_scale=True, leave=closing
             )
 
-    def advance(self, count: int = 1, **fields: float) -> None:
-        """Count `count` more units as done; `fields` (as `loss=0.31`) are shown beside them."""
+    def advance(self, count: int = 1) -> None:
+        """Count `count` more units as done."""
         self._done += count
-        self._fields.update(fields)
         if self._bar is not None:
-            if fields:
-                self._bar.set_postfix(self._fields, refresh=False)
             self._bar.update(count)
         elif self._shown and time.monotonic() - self._line_s >= LINE_EVERY_S:
             self._line_s = time.monotonic()
             note(self.line())
 
     def line(self) -> str:
-        """Return the state as one line: what, how much, how fast, and the last fields."""
+        """Return the state as one line: what, how much, how fast."""
         speed = self._done / max(time.monotonic() - self._start_s, 1e-9)
         if self._total:
             share = 100 * self._done / self._total
             amount = f"{self._done:,} of {self._total:,} {self._unit} ({share:.0f} %)"
         else:
             amount = f"{self._done:,} {self._unit}"
-        values = "".join(f", {name} {value:.5g}" for name, value in self._fields.items())
-        return f"{self._description}: {amount}, {speed:,.0f} {self._unit}/s{values}"
+        return f"{self._description}: {amount}, {speed:,.0f} {self._unit}/s"
 
     def __enter__(self) -> Self:
         return self

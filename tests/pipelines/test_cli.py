@@ -198,3 +198,29 @@ def test_every_command_exists_and_takes_json(name: str) -> None:
             flag for argument in function.assemble_argument_collection() for flag in argument.names
         }
         assert "--json" in names
+
+
+def test_schema_is_printed_for_readers_and_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    text = capsys.readouterr().out
+    assert main(["schema", "--json"]) == 0
+    line = capsys.readouterr().out
+    assert text.count("\n") > 100
+    assert line.count("\n") == 1
+    assert json.loads(text) == json.loads(line)
+    assert json.loads(line)["properties"].keys() >= {"data", "features", "model", "train"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "either a job file or --resume"),
+        (["job.toml", "--resume", "run"], "either a job file or --resume"),
+        (["--resume", "run", "--set", "train.seed=1"], "--set cannot change a run"),
+    ],
+)
+def test_train_takes_a_job_or_a_run_to_resume_as_it_is(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments]) == 2
+    assert says in capsys.readouterr().err

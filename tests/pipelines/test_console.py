@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +40,36 @@ def test_progress_away_from_a_terminal_is_one_line_at_the_end(
     assert captured.err.count("\n") == 1
 
 
-def test_long_progress_writes_lines_with_its_fields(
+def test_long_progress_writes_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
     with Progress("train", unit="rows") as bar:
-        bar.advance(4096, loss=0.69315)
+        bar.advance(4096)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("train: 4,096 rows, ")
-    assert first.endswith("loss 0.69315")
+    assert first.endswith(" rows/s")
 
 
 def test_failed_work_writes_no_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="stop"), Progress("train"):
         raise ValueError("stop")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("closing", [True, False])
+def test_progress_on_a_terminal_is_a_bar(
+    closing: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress("read", total=3, unit="files", closing=closing) as bar:
+        bar.advance(3)
+    shown = capsys.readouterr().err
+    assert shown.startswith("\rread:   0%")
+    assert ("3.00/3.00" in shown.rpartition("\r")[2]) == closing
+    assert "read: 3 of 3" not in shown
+
+
+def test_value_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="cannot hold object"):
+        emit({"x": object()}, as_json=True, text="")

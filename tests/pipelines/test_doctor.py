@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from headwater.pipelines import doctor
 from headwater.pipelines.cli import main
 from headwater.pipelines.doctor import Versions, bf16_flags, diagnose
 
@@ -138,3 +139,21 @@ def test_this_environment_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     assert (status, result["ok"], result["problems"]) == (0, True, [])
     assert result["versions"]["torch"].startswith("2.13")
+
+
+@pytest.mark.parametrize(
+    ("probe", "says"),
+    [
+        ("import os; os.abort()", "the process ended with status -6"),
+        ("import time; time.sleep(60)", "no answer within 0.5 s"),
+    ],
+)
+def test_lookup_that_crashes_or_hangs_is_a_problem_and_no_trace(
+    probe: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_PROBE", probe)
+    monkeypatch.setattr(doctor, "_PROBE_TIMEOUT_S", 0.5)
+    status = main(["doctor", "--json"])
+    found = capsys.readouterr().out
+    assert status != 0
+    assert says in found

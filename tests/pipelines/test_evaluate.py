@@ -250,6 +250,27 @@ def test_codes_are_named_for_readers(
     assert name_code(columns[column], code) == name
 
 
+@pytest.mark.parametrize(
+    ("part", "code", "name"),
+    [
+        ("weekday", fs.FIRST_CODE + 2, "Wednesday"),
+        ("weekend", fs.FIRST_CODE + 1, "weekend"),
+        ("hour_of_week", fs.FIRST_CODE + 25, "Tue 01:00"),
+    ],
+)
+def test_code_of_a_calendar_column_has_the_name_of_its_time(
+    part: Any, code: int, name: str
+) -> None:
+    column = fs.EncodedColumn(
+        name="when",
+        encoder="calendar",
+        inputs=("ts",),
+        steps=(fs.Calendar(part=part), fs.Missing()),
+        cardinality=200,
+    )
+    assert name_code(column, code) == name
+
+
 def _sample(schema: fs.Schema, *, rows: int) -> Batch:
     rng = np.random.default_rng(0)
     codes: NDArray[np.int32] = np.concatenate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.pipelines.data import formats
+from headwater.pipelines.data import formats, sources
 from headwater.pipelines.data.rows import ROW, Rows
 from headwater.pipelines.data.sources import Table, find_files, fingerprint
 from headwater.pipelines.job import Data
@@ -194,6 +195,30 @@ def test_equal_content_has_an_equal_fingerprint_until_it_changes(tmp_path: Path)
     assert fingerprint(find_files(path)[0]) == first
     write(tmp_path / "a.csv", "x\n2\n")
     assert fingerprint(find_files(path)[0]) != first
+
+
+@pytest.mark.parametrize("place", ["folder", "memory"])
+def test_large_file_is_known_by_size_and_time_of_change(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "HASHED_BYTES", 3)
+    path = str(tmp_path / "a.csv") if place == "folder" else "memory://large/a.csv"
+    with fsspec.open(path, "w") as file:
+        file.write("x\n1\n")
+    (first,) = find_files(path)
+    before = fingerprint(first)
+    assert "sha256" not in before
+    assert fingerprint(first) == before
+    time.sleep(0.01)
+    with fsspec.open(path, "w") as file:
+        file.write("x\n2\n")
+    assert fingerprint(first) != before
+    assert fingerprint(first)["size"] == before["size"]
+
+
+def test_no_path_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match="no data files are named"):
+        find_files([])
 
 
 BAD_FILES: dict[str, tuple[str, bytes, str]] = {
