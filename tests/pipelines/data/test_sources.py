@@ -203,15 +203,14 @@ def test_large_file_is_known_by_size_and_time_of_change(
 ) -> None:
     monkeypatch.setattr(sources, "HASHED_BYTES", 3)
     path = str(tmp_path / "a.csv") if place == "folder" else "memory://large/a.csv"
-    with fsspec.open(path, "w") as file:
-        file.write("x\n1\n")
+    fs, location = fsspec.core.url_to_fs(path)
+    fs.pipe_file(location, b"x\n1\n")
     (first,) = find_files(path)
     before = fingerprint(first)
     assert "sha256" not in before
     assert fingerprint(first) == before
     time.sleep(0.01)
-    with fsspec.open(path, "w") as file:
-        file.write("x\n2\n")
+    fs.pipe_file(location, b"x\n2\n")
     assert fingerprint(first) != before
     assert fingerprint(first)["size"] == before["size"]
 
