@@ -84,7 +84,8 @@ class Placement:
 
         It runs over whole tables in `dense` mode, those of gate contexts and the vectors of dense
         columns too. In the other modes, of tables it takes the rows that the last pass of `module` read,
-        each once; on more ranks, the mean over ranks of what each of them read.
+        each once; on more ranks, the mean over ranks of what each of them read. (Rows of lazy tables
+        get the penalty of the steps that they miss from their optimiser.)
         """
         terms: list[Tensor] = [_HalfSquare.apply(weight, l2) for l2, weight in self._penalties]
         if self._row_l2 > 0:

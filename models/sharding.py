@@ -2,8 +2,8 @@
 
 `fused`: TorchRec's DistributedModelParallel at any world size. Tables learn by row-wise Adagrad inside
 the backward pass, which costs time in the distinct codes of a batch. In one process only: `lazy`, the plain
-network under an Adam that moves the rows of the batch alone, at much the same cost; `dense`, the same under
-Adam over whole tables.
+network under an Adam that computes the rows of the batch alone, at much the same cost; `dense`, the same under
+Adam over whole tables at every step.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def place(
         network.to(device)
         store = network.embeddings.store
         if isinstance(store, LazyTables):
-            own = LazyAdam(store, sparse_lr)
+            own = LazyAdam(store, sparse_lr, sparse_l2)
             tables = []
 
     # The vectors of dense columns are embeddings: the tables' penalty is theirs in both modes, and

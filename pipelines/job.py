@@ -220,15 +220,15 @@ class SparseOptimizer(Config):
     """How embedding tables learn."""
 
     mode: Literal["auto", "lazy", "fused", "dense"] = "auto"
-    """`lazy`: plain torch tables in one process; Adam moves the rows that a batch reads.
+    """`lazy`: plain torch tables in one process; Adam, whose steps compute the rows of a batch alone.
     `fused`: TorchRec tables with row-wise Adagrad in the backward pass, sharded over ranks.
-    `dense`: plain torch tables under Adam with whole-table L2, for parity with published settings.
+    `dense`: plain torch tables; Adam over all rows at every step, exactly as in published settings.
     `auto`: `lazy` in one process, `fused` in several."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate; when absent 0.02 in `fused` mode, else 0.001."""
     l2: float = Field(default=0.0, ge=0)
-    """Weight of the L2 penalty: (l2 / 2) * sum of squares; of all rows in `dense` mode, else of the
-    rows that a batch reads."""
+    """Weight of the L2 penalty: (l2 / 2) * sum of squares; in `fused` mode of the rows that a batch
+    reads, else of all."""
 
 
 class DenseOptimizer(Config):

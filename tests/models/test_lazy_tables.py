@@ -1,4 +1,4 @@
-"""Lazy tables against torch's SparseAdam, and what they leave alone."""
+"""Lazy tables against Adam over whole tables, which they stand for."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from headwater.feature_store.schema import EncodedColumn, Schema
+from headwater.models.base import Slot
 from headwater.models.batch import Batch
 from headwater.models.ctr.dnn import DNNConfig
+from headwater.models.layout import lay_out
+from headwater.models.lazy_tables import LazyAdam, LazyTables
 from headwater.models.sharding import Placement
 
 CONFIG = DNNConfig(embedding_dim=8, hidden=(16,))
-Tables = dict[str, dict[str, np.ndarray]]
 
 
 @pytest.fixture
@@ -23,68 +24,92 @@ def schema(make_column: Callable[..., EncodedColumn], make_schema: Callable[...,
     return make_schema(make_column("a", 6), make_column("b", 40), make_column("c", 9, length=3))
 
 
-def rows_read(schema: Schema, batch: Batch) -> dict[str, list[int]]:
-    return {
-        column.name: sorted(set(batch.codes_BW[:, place].flatten().tolist()) - {0})
-        for column, place in schema.slots()
-    }
+def every_row(schema: Schema) -> Batch:
+    """Return examples that together read every row."""
+    size = max(column.cardinality for column in schema.codes)
+    codes = [
+        torch.arange(size * column.length).remainder(column.cardinality).view(size, -1)
+        for column in schema.codes
+    ]
+    return Batch(torch.cat(codes, 1).int(), torch.zeros(size, 0), (torch.arange(size) % 2).float())
+
+
+def tables(placement: Placement) -> dict[str, np.ndarray]:
+    return placement.network.embeddings.tables()["emb_BFD"]
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.3])
-def test_lazy_tables_learn_as_under_sparse_adam(
+def test_rows_that_every_batch_reads_learn_exactly_as_dense_ones(
     l2: float,
     schema: Schema,
     make_placement: Callable[..., Placement],
-    make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
-    lazy = make_placement("dnn", schema, config=CONFIG, mode="lazy", sparse_lr=0.01, sparse_l2=l2)
-    # The twin gives the loss's gradient of every row; its merged table learns by SparseAdam.
-    twin = make_placement("dnn", schema, config=CONFIG)
-    [table_ND] = twin.network.embeddings.table_parameters()
-    starts = dict(zip(["a", "b", "c"], [0, 6, 46], strict=True))
-    sparse = torch.optim.SparseAdam([table_ND], lr=0.01)
-    dense = torch.optim.Adam(twin.network.model.parameters(), lr=1e-3)
-    for seed in range(5):
-        batch = make_batch(schema, 12, seed)
-        train_step(lazy, batch)
-        twin.zero_grad()
-        F.binary_cross_entropy_with_logits(twin.module(batch), batch.label_B).backward()
-        read = rows_read(schema, batch)
-        rows_U = torch.tensor([starts[name] + row for name in starts for row in read[name]])
-        assert table_ND.grad is not None
-        grad_UD = table_ND.grad[rows_U] + l2 * table_ND.detach()[rows_U]
-        table_ND.grad = torch.sparse_coo_tensor(
-            rows_U[None], grad_UD, table_ND.shape, check_invariants=True
-        )
-        sparse.step()
-        table_ND.grad = None
-        dense.step()
-    expected = twin.network.embeddings.tables()["emb_BFD"]
-    for name, table in lazy.network.embeddings.tables()["emb_BFD"].items():
-        np.testing.assert_allclose(table, expected[name], atol=1e-5, rtol=1e-4, err_msg=name)
+    lazy, dense = (
+        make_placement("dnn", schema, config=CONFIG, mode=mode, sparse_lr=0.01, sparse_l2=l2)
+        for mode in ("lazy", "dense")
+    )
+    for _ in range(5):
+        train_step(lazy, every_row(schema))
+        train_step(dense, every_row(schema))
+    for name, table_ND in tables(dense).items():
+        np.testing.assert_allclose(tables(lazy)[name], table_ND, atol=2e-6, err_msg=name)
 
 
-def test_rows_that_a_batch_does_not_read_keep_values_and_moments(
+@pytest.fixture
+def one_table(
+    make_column: Callable[..., EncodedColumn], make_schema: Callable[..., Schema]
+) -> LazyTables:
+    schema = make_schema(make_column("a", 50))
+    store = LazyTables(lay_out(schema, {"emb": Slot(4)}), width=1, seed=0)
+    store.merged()["emb"].weight_ND[1:].normal_(generator=torch.Generator().manual_seed(1))
+    return store
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("missed", [1, 7, 60, 400])
+def test_a_row_that_misses_steps_ends_where_adam_would_take_it(
+    l2: float, missed: int, one_table: LazyTables
+) -> None:
+    adam = LazyAdam(one_table, lr=1e-3, l2=l2)
+    expected_ND = torch.nn.Parameter(one_table.merged()["emb"].weight_ND.clone())
+    reference = torch.optim.Adam([expected_ND], lr=1e-3, weight_decay=l2)
+    generator = torch.Generator().manual_seed(2)
+    start_ND = expected_ND.detach().clone()
+    # All rows are read for a while; then only row 1 is.
+    for step in range(40 + missed):
+        rows_U = torch.arange(1, 50) if step < 40 else torch.tensor([1])
+        grad_ND = torch.zeros_like(expected_ND)
+        grad_ND[rows_U] = torch.randn(len(rows_U), 4, generator=generator) + 0.5
+        rows_UD = adam.take("emb", rows_U)
+        rows_UD.grad = grad_ND[rows_U] + l2 * rows_UD.detach()
+        adam.step()
+        expected_ND.grad = grad_ND
+        reference.step()
+    adam.settle()
+    found_ND = one_table.merged()["emb"].weight_ND
+    moved = (expected_ND.detach() - start_ND)[2:].norm()
+    assert (found_ND - expected_ND.detach())[2:].norm() < 0.05 * moved
+    torch.testing.assert_close(found_ND[1], expected_ND.detach()[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_leaves_rows_that_its_batch_does_not_read_for_later(
     schema: Schema,
     make_placement: Callable[..., Placement],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
     placement = make_placement("dnn", schema, config=CONFIG, mode="lazy", sparse_l2=0.5)
-    for seed in range(3):
-        train_step(placement, make_batch(schema, 12, seed))
+    train_step(placement, every_row(schema))
+    weight_ND = placement.state_dict()["model"]["embeddings.store.slots.emb_BFD.weight_ND"]
+    before_ND = weight_ND.clone()
     batch = make_batch(schema, 2)
-    state = placement.state_dict()["lazy"]["emb_BFD"]
-    before = placement.network.embeddings.tables()["emb_BFD"]
-    moments = {key: state[key][6:46].clone() for key in ("exp_avg", "exp_avg_sq")}
     train_step(placement, batch)
-    after = placement.network.embeddings.tables()["emb_BFD"]
-    read = set(rows_read(schema, batch)["b"])
-    for row in range(40):
-        assert np.array_equal(after["b"][row], before["b"][row]) == (row not in read)
-        for key, kept_ND in moments.items():
-            assert torch.equal(state[key][6 + row], kept_ND[row]) == (row not in read)
+    read = {6 + code for code in batch.codes_BW[:, 1].tolist() if code}
+    for row in range(6, 46):
+        assert torch.equal(weight_ND[row], before_ND[row]) == (row not in read or row == 6)
+    placement.module.eval()
+    assert all(not torch.equal(weight_ND[row], before_ND[row]) for row in range(7, 46))
 
 
 def test_the_rows_of_lazy_tables_are_clipped_with_all_other_weights(
@@ -109,12 +134,12 @@ def test_scoring_takes_no_rows_out_and_changed_rates_move_none(
     placement = make_placement("dnn", schema, config=CONFIG, mode="lazy", sparse_l2=0.1)
     batch = make_batch(schema, 8)
     train_step(placement, batch)
-    before = placement.network.embeddings.tables()["emb_BFD"]
+    before = tables(placement)
     placement.lr_scale(0.5, 0)
     placement.module.eval()
     with torch.no_grad():
         placement.module(batch)
     assert placement.penalty().item() == 0
     placement.lr_scale(0.5, 0)
-    for name, table_ND in placement.network.embeddings.tables()["emb_BFD"].items():
+    for name, table_ND in tables(placement).items():
         assert np.array_equal(table_ND, before[name])
