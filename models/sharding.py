@@ -2,8 +2,8 @@
 
 `fused`: TorchRec's DistributedModelParallel at any world size. Tables learn by row-wise Adagrad inside
 the backward pass, which costs time in the distinct codes of a batch. In one process only: `lazy`, the plain
-network under an Adam that computes the rows of the batch alone, at much the same cost; `dense`, the same under
-Adam over whole tables at every step.
+network under an Adam that computes the rows of the batch alone, at much the same cost; `dense`, the same
+under Adam over whole tables at every step.
 """
 
 from __future__ import annotations
