@@ -8,11 +8,13 @@ replaced stays alive through the requests that hold it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
+import weakref
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +57,8 @@ class Registry:
         self._stamps: dict[tuple[str, int], Stamp] = {}
         self._unreadable: dict[Path, str] = {}
         self._scanned = False
+        self._has_loaded = False
+        self._dropped: list[weakref.ref[Scorer]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="headwater-registry", daemon=True)
 
@@ -130,6 +134,15 @@ class Registry:
         for name in found.keys() | self._models.keys():
             self._update(name, found.get(name, {}))
         self._scanned = True
+        self._give_back_memory()
+
+    def _give_back_memory(self) -> None:
+        """Return to the system what a load took for a while, and what a dropped version held."""
+        kept = [scorer for scorer in self._dropped if scorer() is not None]
+        if self._has_loaded or len(kept) < len(self._dropped):
+            self._has_loaded = False
+            self._dropped = kept
+            trim()
 
     def _update(self, name: str, stamps: dict[int, Stamp]) -> None:
         old = self._models.get(name, Model())
@@ -154,6 +167,7 @@ class Registry:
                 self._publish(name, Model({**old.versions, **versions}, frozenset(refused)))
         for version in old.versions.keys() - versions.keys():
             self._metrics.release_dropped(name, version)
+            self._dropped.append(weakref.ref(old.versions[version]))
             log.info("release dropped", model=name, version=version)
         # A refused version keeps its stamp, so that it is tried again only where it changed.
         for key in [key for key in self._stamps if key[0] == name and key[1] not in stamps]:
@@ -175,6 +189,7 @@ class Registry:
     def _load(self, name: str, version: int) -> Scorer | None:
         """Return the scorer, or None where the release is refused."""
         path = self._folder / name / str(version)
+        self._has_loaded = True
         start_s = time.perf_counter()
         try:
             scorer = load_release(path)
@@ -220,6 +235,16 @@ def _releases(folder: Path) -> tuple[dict[str, dict[int, Stamp]], dict[Path, str
         if versions:
             found[model.name] = versions
     return found, unreadable
+
+
+def trim() -> None:
+    """Have the C library return free memory to the system, where it is glibc.
+
+    It keeps most of what was small, and a vocabulary of strings is small pieces: those of a version that
+    was dropped would stay resident.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

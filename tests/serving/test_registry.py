@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from headwater.serving import registry as registry_module
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.messages import ModelMetadata
@@ -63,3 +65,29 @@ def test_stamps_of_refused_releases_go_with_their_folders(tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "shop")
     registry.scan()
     assert registry._stamps == {}
+
+
+def test_a_dropped_version_gives_its_memory_back(
+    tmp_path: Path, write_release: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(registry_module, "trim", lambda: trimmed.append(1))
+    write_release(tmp_path, "shop", 1)
+    registry = Registry(tmp_path, keep_versions=1, metrics=Metrics())
+    registry.scan()
+    registry.scan()
+    assert len(trimmed) == 1
+    held = registry.get("shop")[1]
+    write_release(tmp_path, "shop", 2)
+    registry.scan()
+    registry.scan()
+    assert len(trimmed) == 2
+    # As the last request that held version 1 ends.
+    del held
+    registry.scan()
+    registry.scan()
+    assert len(trimmed) == 3
+
+
+def test_trimming_can_be_called() -> None:
+    registry_module.trim()
