@@ -276,7 +276,7 @@ def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(
 def test_two_processes_train_like_one_and_resume_after_a_kill(
     tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, same_training: SameTraining
 ) -> None:
-    job = tiny_job(epochs=3, batch_size=300, checkpoint_steps=2)
+    job = tiny_job(epochs=3, batch_size=300, checkpoint_steps=2, sparse={"mode": "fused"})
     alone = train(job, tiny_prepared, runs=tmp_path / "one").read("metrics.json")
     script = tmp_path / "resume.py"
     script.write_text(RESUME)
