@@ -117,7 +117,7 @@ def measure_kind(
     """Return the turns of each form and number of connections."""
     model = max(releases.glob(f"{kind}/[0-9]*")) / MODEL_NAME
     command = [sys.executable, "-m", "headwater.pipelines.cli", "serve", releases, "--json"]
-    command += ["--port", "0", "--runners", str(arguments.runners)]
+    command += ["--port", "0", "--runners", str(arguments.runners), "--max-wait-ms", "1000"]
     turns: dict[tuple[Form, int], list[Turn]] = {}
     with (
         running(command, ready_path=f"/v2/models/{kind}/ready") as (pid, line),
