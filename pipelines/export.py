@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,16 +20,25 @@ import torch
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.files import file_sha256
+from headwater.feature_store.reader import Reader
 from headwater.feature_store.schema import Schema
+from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
 from headwater.pipelines.console import note
+from headwater.pipelines.data.loader import Loader
 from headwater.pipelines.data.prepared import load_prepared
 from headwater.pipelines.job import Export, Job
 from headwater.pipelines.output import workspace, writing
 from headwater.pipelines.release.builder import OUTPUT
 from headwater.pipelines.release.golden import golden_rows
-from headwater.pipelines.release.graph import release_graph, slot_tables
-from headwater.pipelines.release.parity import check, torch_scores
+from headwater.pipelines.release.graph import (
+    release_graph,
+    release_layers,
+    slot_parts,
+    slot_tables,
+)
+from headwater.pipelines.release.int8 import measured_int8
+from headwater.pipelines.release.parity import check, encoded_batch, torch_scores
 from headwater.pipelines.release.writer import publish
 from headwater.pipelines.runs import Run
 from headwater.pipelines.score import frame_to_arrays
@@ -55,19 +64,25 @@ def export(run: Run, releases: Path = Path("releases"), *, settings: Export | No
     settings
         The `[export]` section to go by; that of the run's own job when absent.
 
-    Raises ParityError where the graph differs from the network by more than `export.tolerance`,
-    OutputError where the release cannot be written; then nothing is left of it.
+    Raises ParityError where the graph differs from the network by more than `export.tolerance`, or int8
+    costs more AUC than `export.max_auc_cost`; OutputError where the release cannot be written. Then
+    nothing is left of it.
     """
     metrics = run.read("metrics.json")
     prepared = load_prepared(Path(metrics["prepared"]))
     placement = load_trained(run, prepared.schema, torch.device("cpu"))
     job = run.job if settings is None else run.job.model_copy(update={"export": settings})
+    valid = None
+    if job.export.precision == "int8":
+        reader = Reader(prepared.dataset("valid"), job.train.batch_size, seed=0, shuffle=False)
+        valid = Loader(reader, torch.device("cpu")).epoch(0)
     return export_network(
         placement.network,
         prepared.schema,
         pl.read_parquet(prepared.sample),
         job,
         releases,
+        valid=valid,
         metrics={split: metrics[split] for split in ("valid", "test") if metrics.get(split)},
         time_range_ms=prepared.statistics.time_range_ms,
     )
@@ -80,6 +95,7 @@ def export_network(
     job: Job,
     releases: Path,
     *,
+    valid: Iterable[Batch] | None = None,
     metrics: Mapping[str, Mapping[str, float | None]] | None = None,
     time_range_ms: tuple[int, int] | None = None,
 ) -> Path:
@@ -91,6 +107,8 @@ def export_network(
         On the CPU, ready for a forward pass.
     sample
         Real normalised raw rows, and the label.
+    valid
+        Labelled rows by which the cost of int8 is measured; the sample when absent.
     metrics
         Metrics by split, for the manifest.
     time_range_ms
@@ -104,10 +122,29 @@ def export_network(
     rows = pl.concat([sample.select(golden.columns), made])
     network.eval()
     expected = torch_scores(network, schema, rows, job.data.negative_rate)
+    slots = slot_tables(network.embeddings)
+    layers = release_layers(
+        schema, slots, network.model, context=settings.context, opset=settings.opset
+    )
+    labels = sample[job.features.label].to_numpy().astype(np.uint8)
+    cost: dict[str, float] = {}
+    tolerance = settings.tolerance
+    if settings.precision == "int8":
+        rows_of_sample = encoded_batch(schema, sample, labels)
+        layers, found = measured_int8(
+            network,
+            layers,
+            slot_parts(schema, slots, settings.context),
+            rows_of_sample,
+            [rows_of_sample] if valid is None else valid,
+            max_auc_cost=settings.max_auc_cost,
+        )
+        note(found.text())
+        cost, tolerance = found.values(), settings.int8_tolerance
     graph = release_graph(
         schema,
-        slot_tables(network.embeddings),
-        network.model,
+        slots,
+        layers,
         context=settings.context,
         negative_rate=job.data.negative_rate,
         opset=settings.opset,
@@ -118,19 +155,26 @@ def export_network(
         with writing(folder):
             files = graph.write(part / MODEL_NAME)
         scorer = Scorer(open_session(part / MODEL_NAME), manifest)
-        labels = sample[job.features.label].to_numpy().astype(np.uint8)
-        parity = check(scorer, expected, schema, rows, labels, tolerance=settings.tolerance)
+        parity = check(
+            scorer,
+            expected,
+            schema,
+            rows,
+            labels,
+            tolerance=tolerance,
+            setting="tolerance" if settings.precision == "float32" else "int8_tolerance",
+        )
         note(parity.text())
         golden = pl.concat([golden, made])
         scores = scorer.score(frame_to_arrays(golden, manifest.inputs))
         manifest = msgspec.structs.replace(
             manifest,
-            parity=parity.values(),
+            parity=parity.values() | cost,
             files={path.name: file_sha256(path) for path in files},
             golden=Golden(
                 rows=golden.to_dict(as_series=False),
                 scores=scores.tolist(),
-                tolerance=settings.tolerance,
+                tolerance=tolerance,
             ),
         )
         return publish(part, folder, manifest)
@@ -169,6 +213,7 @@ def _describe(
         headwater_version=importlib.metadata.version("headwater"),
         created_ts_ms=time.time_ns() // 1_000_000,
         model_type=job.model.type,
+        precision=job.export.precision,
         inputs=inputs,
         outputs=(Output(name=OUTPUT),),
         features=features,

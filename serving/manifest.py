@@ -88,9 +88,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, dict[str, float]]
     """Metrics by split, as in the run's metrics.json."""
     parity: dict[str, float]
-    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, and `latency_ms_1`, `_32` and `_512`."""
+    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, and `latency_ms_1`, `_32` and `_512`; with
+    int8 `auc_cost`, `auc_cost_float32`, `auc_cost_int8` and `auc_cost_rows` too."""
     time_range_ms: tuple[int, int] | None
     """First and last event time of the training data, where the job names a time column."""
     files: dict[str, str]
     """Hex SHA-256 of every other file of the release, by name."""
     golden: Golden
+    precision: Literal["float32", "int8"] = "float32"
+    """Of the dense layers; embedding tables are float32 in both."""

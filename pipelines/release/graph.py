@@ -4,7 +4,8 @@ Three parts joined in one graph: the encoders (`feature_store.onnx_compiler`), t
 lookups written by hand, and the dense layers as torch exports them. Exporting the TorchRec modules
 themselves gives hundreds of nodes and is many times slower; here a slot costs an Add and a Gather,
 and a few nodes more where it has lists or numbers. At one row the time goes by the number of nodes,
-so the codes become one matrix at once.
+so the codes become one matrix at once. What context columns alone decide is computed for one row,
+up to and with the first dense layers (`context`).
 
 N rows, W code slots, F features, D dimension.
 """
@@ -30,29 +31,44 @@ from headwater.feature_store.onnx_compiler import encoders_graph
 from headwater.feature_store.schema import Cross, EncodedColumn, Schema
 from headwater.models.embeddings import Embeddings
 from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
-
-CONTEXT_ROWS = "one or N"
-"""First dimension of a context input, as the graph names it."""
+from headwater.pipelines.release.context import ONCE_ROWS, SlotParts, split_context
 
 SlotTables = Mapping[str, NDArray[np.float32]]
 """Weights of a slot by column, in feature order: (cardinality, D), or (D,) for a dense column."""
 
 
-def release_graph(
+def release_layers(
     schema: Schema,
     slots: Mapping[str, SlotTables],
     model: nn.Module,
     *,
     context: Sequence[str] = (),
+    opset: int = 18,
+) -> ModelProto:
+    """Return the dense layers: their inputs as `split_context` names them, their output the logit, [N]."""
+    dims = {n: (len(t), next(iter(t.values())).shape[-1]) for n, t in slots.items()}
+    layers = dense_layers(model, dims, opset=opset)
+    parts = slot_parts(schema, slots, context)
+    return split_context(layers, parts) if any(part.once for part in parts.values()) else layers
+
+
+def release_graph(
+    schema: Schema,
+    slots: Mapping[str, SlotTables],
+    layers: ModelProto,
+    *,
+    context: Sequence[str] = (),
     negative_rate: float = 1.0,
     opset: int = 18,
 ) -> ReleaseGraph:
-    """Return the graph of `model(**slots)`, whose output is `prob`, float32 [N].
+    """Return the graph from raw columns through `layers`, whose output is `prob`, float32 [N].
 
     Parameters
     ----------
     slots
         Weights by argument name of `model.forward`, as `slot_tables` gives them.
+    layers
+        What `release_layers` gives for the same slots, context and operator set.
     context
         Raw columns that may be given once, as [1, ..], for N candidates.
     negative_rate
@@ -69,12 +85,23 @@ def release_graph(
     for value in encoders.graph.input:
         # A name of its own: onnxruntime may share memory between tensors of equal named shapes.
         if value.name.removesuffix(".length") in context or value.name in context:
-            value.type.tensor_type.shape.dim[0].dim_param = CONTEXT_ROWS
+            value.type.tensor_type.shape.dim[0].dim_param = ONCE_ROWS
     graph = GraphBuilder(encoders, opset=opset)
-    codes, dense = _matrices(graph, schema, frozenset(context))
-    values = {n: _slot(graph, schema, n, tables, codes, dense) for n, tables in slots.items()}
-    dims = {n: (len(t), next(iter(t.values())).shape[-1]) for n, t in slots.items()}
-    logit = graph.merge(dense_layers(model, dims, opset=opset), values, prefix="dense/")
+    parts = slot_parts(schema, slots, context)
+    once = _context_columns(schema, context)
+    matrices = {
+        part: _matrices(graph, [c for c in schema.columns if (c.name in once) == is_once], part)
+        for part, is_once in (("once", True), ("each", False))
+    }
+    values: dict[str, str] = {}
+    for slot, tables in slots.items():
+        names = list(tables)
+        for part, positions in (("once", parts[slot].once), ("each", parts[slot].each)):
+            if positions:
+                name = slot if len(positions) == len(names) else f"{slot}.{part}"
+                some = {names[position]: tables[names[position]] for position in positions}
+                values[name] = _slot(graph, schema, name, some, *matrices[part])
+    logit = graph.merge(layers, values, prefix="dense/")
     if negative_rate < 1:
         logit = graph.add(
             "Add", [logit, graph.floats("log_rate", math.log(negative_rate))], "logit"
@@ -162,41 +189,39 @@ class _Matrix:
 
 
 def _matrices(
-    graph: GraphBuilder, schema: Schema, context: frozenset[str]
+    graph: GraphBuilder, columns: Sequence[EncodedColumn], part: str
 ) -> tuple[_Matrix, _Matrix]:
-    """Return codes [N, W] and dense columns [N, D] of all features, context expanded to N rows."""
-    once = _context_columns(schema, context)
-    candidates = [raw for raw in schema.raw if raw.name not in context]
-    rows = None
-    if once and candidates:
-        # A scalar input or a list's length is [N, 1], to which [1, W] broadcasts as [N, W].
-        first = candidates[0]
-        rows = graph.add(
-            "Shape", [f"{first.name}.length" if first.is_list else first.name], "emb/rows"
-        )
+    """Return codes [.., W] and dense columns [.., D] of some features, each side by side."""
     matrices: list[_Matrix] = []
-    for kind, columns in (("code", schema.codes), ("dense", schema.dense)):
-        given_once = tuple(c for c in columns if c.name in once) if rows else ()
-        given_each = tuple(c for c in columns if c not in given_once)
-        parts: list[str] = []
-        if given_once and rows:
-            joined = _concat(graph, [f"{kind}.{c.name}" for c in given_once], f"emb/{kind}_once")
-            parts.append(graph.add("Expand", [joined, rows], f"emb/{kind}_context"))
-        parts += [f"{kind}.{c.name}" for c in given_each]
-        matrices.append(
-            _Matrix(_concat(graph, parts, f"emb/{kind}s") if parts else "", given_once + given_each)
-        )
+    for kind, is_dense in (("code", False), ("dense", True)):
+        some = tuple(column for column in columns if column.is_dense == is_dense)
+        names = [f"{kind}.{column.name}" for column in some]
+        matrices.append(_Matrix(_concat(graph, names, f"emb/{kind}s_{part}") if some else "", some))
     return matrices[0], matrices[1]
 
 
-def _context_columns(schema: Schema, context: frozenset[str]) -> set[str]:
-    """Return the encoded columns that depend on context inputs alone."""
+def slot_parts(
+    schema: Schema, slots: Mapping[str, SlotTables], context: Sequence[str]
+) -> dict[str, SlotParts]:
+    """Return which features of each slot `context` alone decides; none where there is nothing else."""
+    once = _context_columns(schema, context)
+    return {
+        slot: SlotParts(
+            tuple(i for i, name in enumerate(tables) if name in once),
+            tuple(i for i, name in enumerate(tables) if name not in once),
+        )
+        for slot, tables in slots.items()
+    }
+
+
+def _context_columns(schema: Schema, context: Sequence[str]) -> set[str]:
+    """Return the encoded columns that depend on context inputs alone, none where all of them do."""
     known = set(context)
     once: set[str] = set()
     for column in schema.columns:
         if all(name in (once if _is_crossed(column) else known) for name in column.inputs):
             once.add(column.name)
-    return once
+    return once if len(once) < len(schema.columns) else set()
 
 
 def _is_crossed(column: EncodedColumn) -> bool:

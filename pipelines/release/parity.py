@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -75,12 +75,7 @@ def torch_scores(
     network: Network, schema: Schema, rows: pl.DataFrame, negative_rate: float
 ) -> NDArray[np.float64]:
     """Return the network's probabilities of normalised raw rows, corrected for sampled negatives."""
-    codes, dense = encoded(schema, rows)
-    batch = Batch(
-        codes_BW=torch.from_numpy(codes),
-        dense_BD=torch.from_numpy(dense),
-        label_B=torch.zeros(len(rows)),
-    )
+    batch = encoded_batch(schema, rows, np.zeros(len(rows), np.uint8))
     # Not inference mode: fbgemm's lookup has no kernel for it on a CPU.
     with torch.no_grad():
         logit = network(batch).double().cpu()
@@ -88,6 +83,16 @@ def torch_scores(
     odds = torch.exp(logit) * negative_rate
     prob = torch.where(torch.isinf(odds), 1.0, odds / (1 + odds))
     return prob.numpy()
+
+
+def encoded_batch(schema: Schema, rows: pl.DataFrame, labels: NDArray[np.uint8]) -> Batch:
+    """Return normalised raw rows as the network takes them."""
+    codes, dense = encoded(schema, rows)
+    return Batch(
+        codes_BW=torch.from_numpy(codes),
+        dense_BD=torch.from_numpy(dense),
+        label_B=torch.from_numpy(labels.astype(np.float32)),
+    )
 
 
 def encoded(schema: Schema, rows: pl.DataFrame) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -109,12 +114,17 @@ def check(
     labels: NDArray[np.uint8],
     *,
     tolerance: float,
+    setting: Literal["tolerance", "int8_tolerance"] = "tolerance",
 ) -> Parity:
     """Return the parity report; ParityError where a row differs by more than `tolerance`.
 
+    `setting` is the key of `[export]` that set it. A wide one could hide a fault of the encoders: then
+    their codes are compared by themselves.
     `expected` are the network's probabilities of `rows`; `labels` belong to the first rows, which
     are real: later ones were made up and do not count for AUC.
     """
+    if setting != "tolerance" and (columns := differing_columns(schema, rows)):
+        raise ParityError(_fault_of_encoders(columns))
     arrays = frame_to_arrays(rows, scorer.manifest.inputs)
     found = scorer.score(arrays)
     difference = np.abs(found - expected)
@@ -123,10 +133,10 @@ def check(
         raise ParityError(
             f"the graph differs from the network by {difference[worst]:.3g} in row {worst} of the "
             f"sample (torch {expected[worst]:.9g}, onnxruntime {found[worst]:.9g}), more than "
-            f"export.tolerance = {tolerance:g}. {_cause(schema, rows[worst])} "
+            f"export.{setting} = {tolerance:g}. {_cause(schema, rows[worst], setting)} "
             f"The row: {rows[worst].to_dicts()[0]}"
         )
-    _check_shared(scorer, rows, tolerance)
+    _check_shared(scorer, rows, tolerance, setting)
     real = slice(len(labels))
     return Parity(
         max_abs_diff=float(difference.max()),
@@ -159,19 +169,21 @@ def differing_columns(schema: Schema, rows: pl.DataFrame) -> list[str]:
     ]
 
 
-def _cause(schema: Schema, row: pl.DataFrame) -> str:
+def _fault_of_encoders(columns: Sequence[str]) -> str:
+    return f"Codes differ in {', '.join(map(repr, columns))}: a fault of Headwater's encoders."
+
+
+def _cause(schema: Schema, row: pl.DataFrame, setting: str) -> str:
     columns = differing_columns(schema, row)
     if columns:
-        return (
-            f"Its codes differ in {', '.join(map(repr, columns))}: a fault of Headwater's encoders."
-        )
+        return _fault_of_encoders(columns)
     return (
         "Its codes are equal, so the difference is rounding in the dense layers: raise "
-        "export.tolerance if it is small, otherwise the model does something else when exported."
+        f"export.{setting} if it is small, otherwise the model does something else when exported."
     )
 
 
-def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float) -> None:
+def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float, setting: str) -> None:
     """Compare one context for many candidates with the same context repeated for each."""
     roles = {column.role for column in scorer.manifest.inputs}
     if roles != {"context", "candidate"}:
@@ -186,7 +198,7 @@ def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float) -> None:
     if not difference <= tolerance:
         raise ParityError(
             f"one context for {num} candidates scores differently from the same context repeated, "
-            f"by {difference:.3g}, more than export.tolerance = {tolerance:g}: a fault of the graph. "
+            f"by {difference:.3g}, more than export.{setting} = {tolerance:g}: a fault of the graph. "
             f"Leave export.context empty to release without it."
         )
 

@@ -90,11 +90,17 @@ def schema(kind: Kind, table_rows: int = TABLE_ROWS) -> fs.Schema:
 
 
 def make_release(
-    folder: Path, kind: Kind, *, table_rows: int = TABLE_ROWS, context: tuple[str, ...] = ()
+    folder: Path,
+    kind: Kind,
+    *,
+    table_rows: int = TABLE_ROWS,
+    context: tuple[str, ...] = (),
+    precision: Literal["float32", "int8"] = "float32",
 ) -> Path:
     """Write the next version of the release `kind` into `folder` and return its path.
 
-    `context` names the inputs that a request may give once.
+    `context` names the inputs that a request may give once. With random labels, int8 costs AUC by chance:
+    its bound is off.
     """
     # Late: these bring torch, which requests alone do not need.
     from headwater.models.network import build_network
@@ -121,7 +127,7 @@ def make_release(
                 "columns": [{"name": "f38", "encoder": "vocabulary"}],
             },
             "model": model,
-            "export": {"context": list(context)},
+            "export": {"context": list(context), "precision": precision, "max_auc_cost": 1.0},
         }
     )
     fitted = schema(kind, table_rows)

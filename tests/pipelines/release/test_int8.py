@@ -1,0 +1,141 @@
+"""int8 layers: close to float32, measured, the same in any batch, refused where they cost too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+
+from headwater.feature_store import schema as fs
+from headwater.feature_store.errors import ParityError
+from headwater.pipelines.data.prepared import Prepared
+from headwater.pipelines.export import export, export_network
+from headwater.pipelines.job import Job
+from headwater.pipelines.release import parity
+from headwater.pipelines.release.parity import torch_scores
+from headwater.pipelines.score import frame_to_arrays
+from headwater.pipelines.train import train
+from headwater.serving.manifest import MODEL_NAME
+from headwater.serving.release import load_release, read_manifest
+
+# torch's exporter and onnxruntime's tool load for seconds, in whichever test comes first.
+pytestmark = pytest.mark.timeout(120)
+
+MODEL = {"embedding_dim": 8, "hidden_1": (64, 32), "hidden_2": (32,), "num_heads": 1}
+
+
+@pytest.fixture(scope="module")
+def release(
+    tmp_path_factory: pytest.TempPathFactory,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> Path:
+    job = make_job("finalmlp", precision="int8", max_auc_cost=0.02, context=["user", "city"])
+    folder = tmp_path_factory.mktemp("int8")
+    return export_network(make_network("finalmlp", **MODEL), click_schema, click_rows, job, folder)
+
+
+def test_scores_are_near_those_of_the_network(
+    release: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+) -> None:
+    scorer = load_release(release)
+    found = scorer.score(frame_to_arrays(click_rows, scorer.manifest.inputs))
+    network = make_network("finalmlp", **MODEL)
+    expected = torch_scores(network, click_schema, click_rows, 1.0)
+    assert 1e-6 < np.abs(found - expected).max() < 0.05
+    assert np.corrcoef(found, expected)[0, 1] > 0.995
+
+
+def test_the_manifest_says_what_it_is_and_what_it_costs(release: Path) -> None:
+    manifest = read_manifest(release)
+    assert manifest.precision == "int8"
+    assert manifest.golden.tolerance == 0.1
+    found = manifest.parity
+    assert found["auc_cost"] == found["auc_cost_float32"] - found["auc_cost_int8"]
+    assert found["auc_cost_float32"] == pytest.approx(found["auc_torch"], abs=1e-6)
+    assert found["auc_cost_rows"] == 300
+
+
+def test_only_layers_of_some_width_are_in_integers(release: Path) -> None:
+    model = onnx.load(release / MODEL_NAME)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    bytes_of = {name: t for name, t in tensors.items() if t.data_type == onnx.TensorProto.INT8}
+    # The first layers of both streams by context and candidate, one more, and the bilinear form.
+    wide = [tensor for tensor in bytes_of.values() if len(tensor.dims) == 2]
+    assert len(wide) >= 5
+    assert all(min(tensor.dims) >= 16 for tensor in wide)
+    assert all(
+        tensor.data_type == onnx.TensorProto.FLOAT
+        for name, tensor in tensors.items()
+        if name.endswith("/table")
+    )
+    # 7 bits: pairs of products then fit into 16 bits on any processor.
+    values = [onnx.numpy_helper.to_array(tensor) for tensor in wide]
+    assert max(np.abs(value.astype(int)).max() for value in values) <= 64
+
+
+def test_a_row_scores_the_same_in_any_batch(release: Path, click_rows: pl.DataFrame) -> None:
+    scorer = load_release(release)
+    rows = click_rows.with_columns(
+        price=pl.when(pl.int_range(pl.len()) == 5).then(1e30).otherwise("price")
+    )
+    among = scorer.score(frame_to_arrays(rows, scorer.manifest.inputs))
+    assert np.isfinite(among).all()
+    for row in (0, 6, 100):
+        alone = scorer.score(frame_to_arrays(rows[row], scorer.manifest.inputs))
+        assert alone[0] == pytest.approx(among[row], abs=1e-6)
+
+
+def test_a_cost_above_the_bound_refuses_the_release(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+) -> None:
+    network = make_network("finalmlp", **MODEL)
+    one_class = click_rows.with_columns(label=pl.lit(1, pl.Int8))
+    job = make_job("finalmlp", precision="int8")
+    message = r"int8 costs nan AUC on 300 .* export\.max_auc_cost = 0\.001\. Export with precision"
+    with pytest.raises(ParityError, match=message):
+        export_network(network, click_schema, one_class, job, tmp_path / "releases")
+    tight = make_job("finalmlp", precision="int8", max_auc_cost=0.02, int8_tolerance=1e-6)
+    with pytest.raises(ParityError, match=r"export\.int8_tolerance = 1e-06"):
+        export_network(network, click_schema, click_rows, tight, tmp_path / "releases")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encoders_are_compared_exactly_under_the_wide_tolerance(
+    tmp_path: Path,
+    click_schema: fs.Schema,
+    click_rows: pl.DataFrame,
+    make_network: Callable[..., Any],
+    make_job: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parity, "differing_columns", lambda *_: ["city"])
+    job = make_job("finalmlp", precision="int8", max_auc_cost=0.02)
+    with pytest.raises(ParityError, match="Codes differ in 'city'"):
+        export_network(make_network("finalmlp", **MODEL), click_schema, click_rows, job, tmp_path)
+
+
+def test_a_run_is_measured_on_all_of_validation(
+    tiny_job: Callable[..., Job], tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    model = {"type": "dnn", "embedding_dim": 8, "hidden": [32, 16]}
+    run = train(tiny_job(model, epochs=1), tiny_prepared, runs=tmp_path / "runs")
+    settings = run.job.export.model_copy(update={"precision": "int8", "max_auc_cost": 0.05})
+    manifest = load_release(export(run, tmp_path / "releases", settings=settings)).manifest
+    assert manifest.parity["auc_cost_rows"] == tiny_prepared.statistics.splits["valid"].rows
+    expected = run.read("metrics.json")["valid"]["auc"]
+    assert manifest.parity["auc_cost_float32"] == pytest.approx(expected, abs=1e-6)
