@@ -11,12 +11,16 @@ import argparse
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 import time
 from pathlib import Path
 
-FIELDS = "user item daytime weekday isweekend homework cost weather country city".split()
+FIELDS = [
+    *("user", "item", "daytime", "weekday", "isweekend"),
+    *("homework", "cost", "weather", "country", "city"),
+]
 MODELS = {
     "finalmlp": (
         "FinalMLP",
@@ -85,7 +89,7 @@ def main() -> None:
             self.num_samples, self.num_blocks = len(frame), 1
 
         def __len__(self):
-            return -(-self.num_samples // self.batch_size)
+            return math.ceil(self.num_samples / self.batch_size)
 
         def __iter__(self):
             rows = torch.randperm(self.num_samples) if self.shuffle else None
