@@ -81,8 +81,8 @@ def main():
     parser.add_argument("--dim", type=int, required=True)
     parser.add_argument("--widths", required=True)
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repaired", action="store_true")
     args = parser.parse_args()
     sys.path[:0] = [str(args.source), str(args.source / "model_zoo" / "FinalMLP")]
