@@ -30,7 +30,7 @@ OVERLOAD_REQUESTS = 2
 LEAST_OVERLOAD_S = 0.005
 
 HEADROOM = 1.05
-"""Demand beyond this share of capacity is overload; clients that wait for answers ask for the whole of it."""
+"""Work done makes up for so much demand, so that a burst is forgotten though the runners stay busy."""
 
 LOOP_S = 0.001
 """Of the event loop's lag, another open request explains so much; the rest comes from a machine that is busy
@@ -82,7 +82,9 @@ class Admission:
         self._work_s = 0.0
         self._lag_s = 0.0
         self._num_open: Callable[[], int] = lambda: 0
-        # Demand above capacity, in seconds of all runners, and when it was brought up to date.
+        # Demand that is not met, in seconds of all runners, and when it was brought up to date: what is
+        # in hand and what was refused, less what has been done since. It is not held against a clock:
+        # clients that wait for their answers never ask for more than is done, however wrong the estimates.
         self._excess_s = 0.0
         self._at_s = clock()
         # Requests, their seconds and squared seconds, the recent ones most.
@@ -161,6 +163,8 @@ class Admission:
 
     def finish(self, num_rows: int, seconds: float) -> None:
         """Give back what `admit` took: the request is answered, or nobody waits for it."""
+        self._excess_s = max(0.0, self._excess_s - HEADROOM * seconds / self._num_runners)
+        self._at_s = self._clock()
         self._rows -= num_rows
         self._work_s = self._work_s - seconds if self._rows else 0.0
 
@@ -208,4 +212,5 @@ class Admission:
         self._at_s = now_s
 
     def _excess(self, now_s: float) -> float:
-        return max(0.0, self._excess_s - HEADROOM * (now_s - self._at_s))
+        idle_s = 0.0 if self._rows else now_s - self._at_s
+        return max(0.0, self._excess_s - HEADROOM * idle_s)

@@ -125,11 +125,14 @@ def test_overload_ends_soon_after_the_demand_fell() -> None:
     admission = _admission(clock)
     admission.scored("model", 100, 0.004)
     usual_s = admission.limit_s
+    held: list[float] = []
     for _ in range(1000):
         if not _refuses(admission):
-            admission.admit("model", 100)
+            held.append(admission.admit("model", 100))
         clock.now_s += 0.002
     assert admission.limit_s == pytest.approx(0.008)
+    for seconds in held:
+        admission.finish(100, seconds)
     clock.now_s += 0.2
     assert admission.limit_s == pytest.approx(64 * 0.004)
     assert usual_s == 0.05
@@ -144,6 +147,19 @@ def test_clients_that_wait_for_their_answers_are_not_refused() -> None:
         clock.now_s += 0.0041
         admission.finish(100, held.pop(0))
         admission.scored("model", 100, 0.004)
+        admission.check()
+        held.append(admission.admit("model", 100))
+
+
+@pytest.mark.parametrize("error", [0.3, 1.0, 4.0])
+def test_wrong_estimates_do_not_make_waiting_clients_an_overload(error: float) -> None:
+    clock = _Clock()
+    admission = _admission(clock)
+    admission.scored("model", 100, 0.004 * error)
+    held = [admission.admit("model", 100) for _ in range(32)]
+    for _ in range(1000):
+        clock.now_s += 0.004
+        admission.finish(100, held.pop(0))
         admission.check()
         held.append(admission.admit("model", 100))
 
