@@ -156,6 +156,7 @@ def _tensor(tensor: Input) -> JsonSchema:
         "properties": {
             "name": {"const": tensor.name},
             "datatype": {"const": DATATYPES[tensor.dtype]},
+            "parameters": _PARAMETERS,
             "shape": {"type": "array", "prefixItems": [rows, width], "minItems": 2, "maxItems": 2},
             "data": {
                 "description": "As many values as the shape says, flat or a list a row.",

@@ -26,7 +26,10 @@ from headwater.serving.scorer import Scorer
 from headwater.serving.signature import columns_to_arrays
 
 SAME = 1e-6
-"""Difference that a row may show between a batch and alone: the order of the sums differs."""
+"""Difference that a row may show between a batch and alone: the order of the sums differs.
+
+It is relative to the largest number that enters the sums as it is, where that is above 1.
+"""
 
 Rows = list[dict[str, Any]]
 
@@ -76,10 +79,12 @@ class Target:
         assert np.all((scores >= 0) & (scores <= 1))
         scorer = self.scorers[model]
         inputs = scorer.manifest.inputs
+        dense = [f.inputs[0] for f in scorer.manifest.features if f.cardinality == 0]
         for row, score in zip(rows, scores, strict=True):
             columns = {column.name: [row.get(column.name)] for column in inputs}
             alone = scorer.score(columns_to_arrays(inputs, columns))[0]
-            assert abs(alone - score) <= SAME, (model, row, score, alone)
+            limit = SAME * max([1.0, *(abs(row.get(name) or 0.0) for name in dense)])
+            assert abs(alone - score) <= limit, (model, row, score, alone)
         self.compared += len(rows)
 
     def report(self) -> str:
