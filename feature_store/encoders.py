@@ -40,6 +40,9 @@ class Declared(Config):
     """Raw types that the encoder can take."""
     is_dense: ClassVar[bool] = False
     """True where the encoder gives a float32 number and no codes."""
+    by_fragment: ClassVar[bool] = False
+    """True where the fragments that rows are cut into bound the memory of `partial`, and their
+    sum is not what one fragment of all rows gives."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -57,6 +60,10 @@ class Declared(Config):
         The values are one column `value` (Int64, Float64 or String), without missing values.
         """
         return None
+
+    def relevant(self, summed: pl.LazyFrame, /) -> pl.LazyFrame:
+        """Return the rows that `program` looks at, of the sum of all partial frames."""
+        return summed
 
     def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Return the steps for `learned`, the sum of all partial frames, in any row order."""
@@ -102,6 +109,10 @@ class Vocabulary(Codes):
     def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the count of each value."""
         return count_values(values)
+
+    def relevant(self, summed: pl.LazyFrame, /) -> pl.LazyFrame:
+        """Return the values that are frequent enough."""
+        return summed.filter(pl.col("count") >= self.min_count)
 
     def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Look values up, the most frequent first; ties by value."""
@@ -154,6 +165,7 @@ class Quantiles(Codes):
     """Number of buckets; fewer where values repeat so often that edges fall together."""
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "double")
+    by_fragment: ClassVar[bool] = True
 
     def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the sketch of the fragment."""
@@ -248,6 +260,10 @@ class Crossed(Declared):
     def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the count of each combination."""
         return count_values(values)
+
+    def relevant(self, summed: pl.LazyFrame, /) -> pl.LazyFrame:
+        """Return the combinations that are frequent enough."""
+        return summed.filter(pl.col("count") >= self.min_count)
 
     def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Look the combination up; `fit` puts the Cross step, which needs the schema, before it."""

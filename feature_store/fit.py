@@ -1,9 +1,11 @@
 """From declared encoders and training rows to a fitted schema.
 
-Rows come as fragments, row ranges in a fixed order. `partial` reads one fragment, in one streaming
-query, and can run on any machine; `merge` adds what the fragments gave; `finish` makes programs of
-the sum. What is added are integers, by key, so that neither the number of workers nor their speed
-can change a byte of the schema. Memory is bounded by distinct values, not by rows.
+Rows come as fragments, row ranges in a fixed order. `partial` reads one fragment, in streaming
+queries, and can run on any machine; `merge` adds what the fragments gave; `finish` makes programs
+of the sum. What is added are integers, by key, so that neither the number of workers nor their
+speed can change a byte of the schema. On one machine `fit` adds inside the query, over all
+fragments at once, where that gives the same: adding keys again costs more than counting them.
+Memory is bounded by the distinct values of one feature, not by rows.
 """
 
 from __future__ import annotations
@@ -45,21 +47,28 @@ def fit(
     encoders: Sequence[Declared],
     fragments: Sequence[pl.LazyFrame],
     dtypes: Mapping[str, fs.RawColumn],
+    *,
+    together: pl.LazyFrame | None = None,
 ) -> fs.Schema:
     """Return the schema that training rows teach the encoders.
 
-    `dtypes` has each raw column by name, as `raw_columns` gives them. Fragments are read once, and
-    once more for each depth of crossed columns. Raises FeatureError where an encoder cannot take
-    its column, DataError where a value is not of the column's type.
+    `dtypes` has each raw column by name, as `raw_columns` gives them; `together` is all fragments
+    as one frame, where the caller has a better one than their concatenation. Features are fitted
+    one after the other, each from the columns that it reads. Raises FeatureError where an encoder
+    cannot take its column, DataError where a value is not of the column's type.
     """
     if not fragments:
         raise DataError("no rows to fit the features on: the training data is empty.")
     check(encoders, dtypes)
+    whole = [pl.concat(fragments) if together is None else together]
     schema = _NOTHING
     while len(schema.columns) < len(encoders):
-        ready = next_pass(encoders, schema)
-        learned = merge(partial(ready, fragment, dtypes, schema) for fragment in fragments)
-        schema = finish(encoders, ready, learned, dtypes, schema)
+        for encoder in next_pass(encoders, schema):
+            if encoder.by_fragment:
+                parts = [partial([encoder], each, dtypes, schema) for each in fragments]
+            else:
+                parts = [partial([encoder], each, dtypes, schema, complete=True) for each in whole]
+            schema = finish(encoders, [encoder], merge(parts), dtypes, schema)
     return schema
 
 
@@ -79,10 +88,13 @@ def partial(
     fragment: pl.LazyFrame,
     dtypes: Mapping[str, fs.RawColumn],
     schema: fs.Schema = _NOTHING,
+    *,
+    complete: bool = False,
 ) -> Partial:
     """Return what the rows of one fragment teach.
 
-    `schema` has the columns that crossed ones among `encoders` combine.
+    `schema` has the columns that crossed ones among `encoders` combine. A `complete` fragment is all
+    there is: what can no longer count is left out.
     """
     needed = _raw_of(encoders, dtypes) | {column.name: column for column in schema.raw}
     rows = normalise(fragment, list(needed.values()))
@@ -90,7 +102,7 @@ def partial(
     for encoder in encoders:
         query = encoder.partial(_values(encoder, rows, dtypes, schema))
         if query is not None:
-            queries[encoder.name] = query
+            queries[encoder.name] = encoder.relevant(query) if complete else query
     with data_errors():
         frames = pl.collect_all(list(queries.values()), engine="streaming")
     return dict(zip(queries, frames, strict=True))

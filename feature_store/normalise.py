@@ -32,23 +32,36 @@ def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
     collect inside `data_errors()`.
     """
     found = lf.collect_schema()
-    expressions: list[pl.Expr] = []
     for column in raw:
         if column.name not in found:
             raise DataError(missing_column(column.name, found.names()))
-        dtype = found[column.name]
-        source = pl.col(column.name)
-        if column.is_list != isinstance(dtype, pl.List | pl.Array):
-            shape = "a list" if column.is_list else "one value an example"
-            raise DataError(f"column {column.name!r}: expected {shape}, found {dtype}.")
-        if isinstance(dtype, pl.Array):
-            source = source.arr.to_list()
-        if isinstance(dtype, pl.List | pl.Array):
-            source = source.list.eval(_scalar(pl.element(), element_type(dtype), column))
-        else:
-            source = _scalar(source, dtype, column)
-        expressions.append(source.alias(column.name))
-    return lf.with_columns(expressions)
+    return lf.with_columns(normal_form(column, found[column.name]) for column in raw)
+
+
+def normal_form(column: fs.RawColumn, found: pl.DataType) -> pl.Expr:
+    """Return a raw column, which the data has as type `found`, in normal form.
+
+    Raises DataError where no value of that type can become the wanted one.
+    """
+    source = pl.col(column.name)
+    if column.is_list != isinstance(found, pl.List | pl.Array):
+        shape = "a list" if column.is_list else "one value an example"
+        raise DataError(f"column {column.name!r}: expected {shape}, found {found}.")
+    if isinstance(found, pl.Array):
+        source = source.arr.to_list()
+    if isinstance(found, pl.List | pl.Array):
+        return source.list.eval(_scalar(pl.element(), element_type(found), column))
+    return _scalar(source, found, column)
+
+
+def always_converts(column: fs.RawColumn, found: pl.DataType) -> bool:
+    """Return whether every value of type `found`, for which there is a normal form, has one."""
+    inner = element_type(found) if isinstance(found, pl.List | pl.Array) else found
+    if isinstance(inner, pl.String | pl.Categorical | pl.Enum):
+        return column.dtype == "string"
+    if column.dtype == "int64":
+        return not (inner.is_float() or inner.is_decimal() or isinstance(inner, pl.UInt64))
+    return True
 
 
 def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:

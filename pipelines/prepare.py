@@ -1,13 +1,15 @@
 """From raw data to encoded shards: read, split, fit on the training rows, encode.
 
-Memory does not grow with rows: sources are read in chunks, staged, and encoded in batches. What it holds
-besides are side tables, the values of the vocabularies and, for leave-one-out, two row numbers a user.
+Memory does not grow with rows: what is held is a few columns of a part of them, the codes of that part, and a
+shard of each split; besides, side tables, the values of the vocabularies and, for leave-one-out, two row
+numbers a user.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,46 +21,33 @@ from numpy.typing import NDArray
 
 from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.polars_compiler import encode, missing_and_unknown
 from headwater.feature_store.schema import Schema, write_schema
-from headwater.feature_store.shards import Arrays, ShardWriter
-from headwater.pipelines.console import Progress, note
+from headwater.pipelines.console import note
+from headwater.pipelines.data.columns import LABEL, TIME
+from headwater.pipelines.data.encoding import encode_splits
+from headwater.pipelines.data.in_place import in_place
 from headwater.pipelines.data.prepared import (
     FORMAT_VERSION,
     SAMPLE,
     SCHEMA,
     SPLITS,
     STATISTICS,
-    ColumnCounts,
     Prepared,
     SplitName,
-    SplitStatistics,
     Statistics,
     load_prepared,
     write_about,
 )
 from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.data.sources import find_files, fingerprint
-from headwater.pipelines.data.splits import uniform
-from headwater.pipelines.data.staging import (
-    GROUP,
-    LABEL,
-    TIME,
-    WEIGHT,
-    Source,
-    conditions,
-    stage,
-)
+from headwater.pipelines.data.splits import Conditions, is_one_of, uniform
+from headwater.pipelines.data.staging import Part, Source, Staged, conditions, stage
 from headwater.pipelines.job import Job
 from headwater.pipelines.output import publish
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
 
 SAMPLE_ROWS = 4096
-BATCH_ROWS = 65_536
-
-MISSING = "__missing."
-"""Before the name of a dense feature: where it has no value (Boolean)."""
 
 
 def prepare(job: Job, root: Path = Path("prepared")) -> Prepared:
@@ -78,6 +67,10 @@ def prepare(job: Job, root: Path = Path("prepared")) -> Prepared:
     source = Source(job)
     with publish(path) as folder:
         _write(source, folder, created)
+        if _created(job) != created:
+            raise DataError(
+                f"{source.table.path}: changed while it was read. Prepare again when nothing writes to it."
+            )
     return load_prepared(path)
 
 
@@ -97,45 +90,79 @@ def _created(job: Job) -> dict[str, Any]:
 
 def _write(source: Source, folder: Path, created: Mapping[str, Any]) -> None:
     """Write everything into an empty folder."""
-    staged = folder / "staged"
-    parts = stage(source, staged)
-    chosen = conditions(source, parts)
-    counts: dict[SplitName, tuple[int, int]] = {
-        split: _count(parts, condition) for split, condition in chosen.items()
+    staged = in_place(source)
+    if staged is not None:
+        try:
+            _write_staged(source, staged, folder, created)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            # Staging reads with care: it takes what Polars cannot read, or names what is wrong.
+            note(f"{source.table.path}: not readable in place; a copy is made first")
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            return
+    copy = folder / "staged"
+    staged = stage(source, copy)
+    _write_staged(source, staged, folder, created)
+    shutil.rmtree(copy)
+
+
+def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping[str, Any]) -> None:
+    rule = conditions(source, staged)
+    counts = [_count(part, rule) for part in staged.parts]
+    totals: dict[SplitName, tuple[int, int]] = {
+        split: (sum(part[split][0] for part in counts), sum(part[split][1] for part in counts))
+        for split in rule
     }
-    _check_counts(counts, source.table.path)
+    _check_counts(totals, source.table.path)
     present: tuple[SplitName, ...] = tuple(
-        split for split in SPLITS if split in counts and counts[split][0]
+        split for split in SPLITS if split in totals and totals[split][0]
     )
-    for split in chosen.keys() - present:
+    for split in rule.keys() - present:
         note(f"{source.table.path}: no rows for {split}; there will be no {split} metrics.")
-    note(f"fit {len(source.job.features.columns)} features on {counts['train'][0]:,} rows")
-    train = [pl.scan_parquet(part).filter(chosen["train"]) for part in parts]
-    schema = fit.fit(source.job.features.columns, train, source.raw)
+    note(f"fit {len(source.job.features.columns)} features on {totals['train'][0]:,} rows")
+    train, together = _chosen(staged, rule, "train", [part["train"][0] for part in counts])
+    schema = fit.fit(source.job.features.columns, train, source.raw, together=together)
     write_schema(schema, folder / SCHEMA)
-    statistics: dict[SplitName, SplitStatistics] = {}
-    with Progress("encode", total=sum(count for count, _ in counts.values()), unit="rows") as bar:
-        for split in present:
-            rows = [pl.scan_parquet(part).filter(chosen[split]) for part in parts]
-            statistics[split] = _encode(rows, schema, folder / split, created, bar)
+    chosen: Conditions = {split: rule[split] for split in present}
+    statistics = encode_splits(staged, chosen, schema, folder, created)
     times = time_range_ms(train, in_ms=source.is_time_in_ms)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
-    sample = _sample(parts, chosen["valid"], schema)
+    valid, _ = _chosen(staged, rule, "valid", [part["valid"][0] for part in counts])
+    sample = _sample(valid, schema)
     sample.rename({LABEL: source.job.features.label}).write_parquet(folder / SAMPLE)
-    for part in parts:
-        part.unlink()
-    staged.rmdir()
     write_about(folder, present, created)
 
 
-def _count(parts: Sequence[Path], condition: pl.Expr) -> tuple[int, int]:
-    """Return the rows and the positive rows of a split."""
-    rows = positives = 0
-    for part in parts:
-        counted = pl.scan_parquet(part).filter(condition)
-        found = counted.select(pl.len(), pl.col(LABEL).cast(pl.Int64).sum()).collect().row(0)
-        rows, positives = rows + found[0], positives + found[1]
-    return rows, positives
+def _count(part: Part, rule: Conditions) -> dict[SplitName, tuple[int, int]]:
+    """Return the rows and the positive rows of each split in a part."""
+    positive = pl.col(LABEL) == 1
+    rows = [chosen.sum().alias(f"rows.{split}") for split, chosen in rule.items()]
+    positives = [(chosen & positive).sum().alias(f"ones.{split}") for split, chosen in rule.items()]
+    found = part.rows.select(*rows, *positives).collect(engine="streaming").row(0, named=True)
+    return {split: (found[f"rows.{split}"], found[f"ones.{split}"]) for split in rule}
+
+
+def _chosen(
+    staged: Staged, rule: Conditions, split: SplitName, counts: Sequence[int]
+) -> tuple[list[pl.LazyFrame], pl.LazyFrame]:
+    """Return the rows of one split as fragments, and all in one frame; `counts` has those of each part.
+
+    Where all rows are of the split, nothing is tested, and where none is, nothing is read.
+    """
+    fragments: list[pl.LazyFrame] = []
+    frames: list[pl.LazyFrame] = []
+    remaining = iter(counts)
+    for file in staged.files:
+        own = [next(remaining) for _ in file.parts]
+        for part, count in zip(file.parts, own, strict=True):
+            if count:
+                every = count == part.num_rows
+                fragments.append(part.rows if every else part.rows.filter(rule[split]))
+        if sum(own):
+            every = sum(own) == sum(part.num_rows for part in file.parts)
+            frames.append(file.rows if every else file.rows.filter(rule[split]))
+    return fragments, pl.concat(frames)
 
 
 def _check_counts(counts: Mapping[SplitName, tuple[int, int]], path: str) -> None:
@@ -153,79 +180,24 @@ def _check_counts(counts: Mapping[SplitName, tuple[int, int]], path: str) -> Non
             )
 
 
-def _encode(
-    rows: Sequence[pl.LazyFrame],
-    schema: Schema,
-    folder: Path,
-    created: Mapping[str, Any],
-    bar: Progress,
-) -> SplitStatistics:
-    """Write the shards of one split, a part at a time; the expressions and their lookups are built once."""
-    staged = rows[0].collect_schema()
-    extra = [name for name in (LABEL, WEIGHT, GROUP) if name in staged]
-    dense = [
-        pl.col(column.inputs[0]).is_null().alias(f"{MISSING}{column.name}")
-        for column in schema.dense
-    ]
-    encoded = [*encode(schema), *extra, *dense]
-    counting = [
-        *missing_and_unknown(schema),
-        *(
-            pl.col(f"{MISSING}{column.name}").sum().alias(f"{column.name}.missing")
-            for column in schema.dense
-        ),
-    ]
-    counting += [pl.len().alias("rows"), pl.col(LABEL).sum().cast(pl.Int64).alias("positives")]
-    total: dict[str, int] = {}
-    weight, group = WEIGHT in extra, GROUP in extra
-    with ShardWriter(folder, schema, weight=weight, group=group, created=created) as writer:
-
-        def take(batch: pl.DataFrame) -> None:
-            writer.write(_arrays(batch, schema))
-            for name, count in batch.select(counting).row(0, named=True).items():
-                total[name] = total.get(name, 0) + count
-            bar.advance(batch.height)
-
-        for part in rows:
-            # Not `collect_batches`: what it has ready waits without a limit.
-            part.select(encoded).sink_batches(take, chunk_size=BATCH_ROWS, engine="streaming")
-    columns = {
-        column.name: ColumnCounts(
-            total[f"{column.name}.missing"], total.get(f"{column.name}.unknown", 0)
-        )
-        for column in schema.columns
-    }
-    rate = total["positives"] / total["rows"]
-    return SplitStatistics(total["rows"], total["positives"], rate, columns)
-
-
-def _arrays(batch: pl.DataFrame, schema: Schema) -> Arrays:
-    """Return encoded columns as the matrices of a shard."""
-    codes = np.empty((batch.height, schema.width), np.int32)
-    for column, slots in schema.slots():
-        codes[:, slots] = batch.get_column(column.name).to_numpy().reshape(batch.height, -1)
-    dense = np.empty((batch.height, len(schema.dense)), np.float32)
-    for index, column in enumerate(schema.dense):
-        dense[:, index] = batch.get_column(column.name).to_numpy()
-    label, weight, group = (
-        batch.get_column(name).to_numpy() if name in batch.columns else None
-        for name in (LABEL, WEIGHT, GROUP)
-    )
-    assert label is not None
-    return Arrays(codes, dense, label, weight, group)
-
-
-def _sample(parts: list[Path], condition: pl.Expr, schema: Schema) -> pl.DataFrame:
+def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema) -> pl.DataFrame:
     """Return the rows whose hash is smallest: the same for the same data, and from all of it."""
     numbers: NDArray[np.int64] = np.empty(0, np.int64)
-    for part in parts:
-        found = pl.scan_parquet(part).filter(condition).select(ROW).collect().to_series().to_numpy()
+    for rows in fragments:
+        found = rows.select(ROW).collect(engine="streaming").to_series().to_numpy()
         numbers = np.concatenate([numbers, found])
         numbers = numbers[np.argsort(uniform(numbers, 0), kind="stable")[:SAMPLE_ROWS]]
-    chosen = pl.Series(np.sort(numbers)).implode()
+    chosen = is_one_of(np.sort(numbers))
     names = [*(column.name for column in schema.raw), LABEL]
-    rows = [pl.scan_parquet(part).filter(pl.col(ROW).is_in(chosen)).select(names) for part in parts]
-    return pl.concat([part.collect(engine="streaming") for part in rows])
+    # A column at a time: of all columns at once a large row group is more than is held elsewhere.
+    return pl.DataFrame(
+        [
+            pl.concat(
+                rows.filter(chosen).select(name).collect(engine="streaming") for rows in fragments
+            ).to_series()
+            for name in names
+        ]
+    )
 
 
 def time_range_ms(parts: Sequence[pl.LazyFrame], *, in_ms: bool) -> tuple[int, int] | None:

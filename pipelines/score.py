@@ -21,8 +21,8 @@ from headwater.feature_store.errors import DataError, ReleaseError
 from headwater.feature_store.normalise import POLARS_TYPES, normalise
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
+from headwater.pipelines.data.columns import normal
 from headwater.pipelines.data.sources import Chunk, Table, find_files
-from headwater.pipelines.data.staging import normal
 from headwater.pipelines.data.text_types import number
 from headwater.pipelines.output import whole_file
 from headwater.serving.manifest import MANIFEST_NAME, Input

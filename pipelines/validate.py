@@ -274,14 +274,16 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
 
 def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
-    from headwater.pipelines.data import staging
+    from headwater.pipelines.data import columns, staging
 
     name = source.job.features.label
-    checks: dict[str, Callable[[pl.DataFrame, staging.Fail], object]] = {
-        column: lambda frame, fail, raw=raw: staging.normal(frame, {raw.name: raw}, fail)
+    checks: dict[str, Callable[[pl.DataFrame, columns.Fail], object]] = {
+        column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
         for column, raw in source.raw.items()
     }
-    checks[name] = lambda frame, fail: staging.label(frame.get_column(name), fail)
+    checks[name] = lambda frame, fail: columns.evaluate(
+        frame, [columns.label_column(name, frame.schema[name])], fail
+    )
     for chunk, frame in _read(source, result):
         fail = staging.failing(source, chunk, frame)
         for column, check in list(checks.items()):
@@ -302,6 +304,7 @@ def _check_splits(job: Job, result: Validation) -> None:
 
     from headwater.feature_store.encoders import Column
     from headwater.pipelines.data import staging
+    from headwater.pipelines.data.columns import LABEL
     from headwater.pipelines.data.prepared import time_text
     from headwater.pipelines.prepare import time_range_ms
 
@@ -310,14 +313,14 @@ def _check_splits(job: Job, result: Validation) -> None:
     slim = job.model_copy(update={"features": job.features.model_copy(update={"columns": [first]})})
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder:
         source = staging.Source(slim)
-        parts = result.attempt(lambda: staging.stage(source, Path(folder) / "staged"))
-        if parts is None:
+        staged = result.attempt(lambda: staging.stage(source, Path(folder) / "staged"))
+        if staged is None:
             return
-        for split, condition in staging.conditions(source, parts).items():
-            counted = pl.scan_parquet(parts).filter(condition)
+        for split, condition in staging.conditions(source, staged).items():
+            counted = pl.concat(file.rows for file in staged.files).filter(condition)
             times = time_range_ms([counted], in_ms=source.is_time_in_ms)
             first, last = map(time_text, times) if times else ("", "")
-            label = pl.col(staging.LABEL).cast(pl.Int64)
+            label = pl.col(LABEL).cast(pl.Int64)
             rows, positives = counted.select(pl.len(), label.sum()).collect().row(0)
             rate = round(positives / rows, 5) if rows else 0.0
             result.splits.append(

@@ -72,6 +72,11 @@ class Rows:
         self.schema: dict[str, pl.DataType] = dict(self._finish(self._empty).schema)
         """Types of the wanted columns."""
 
+    @property
+    def are_raw(self) -> bool:
+        """True where nothing is joined, derived or filtered: the rows are those of the table."""
+        return not (self._sides or self._derive or self._filter is not None)
+
     def chunks(self) -> Iterator[tuple[Chunk, pl.DataFrame]]:
         """Yield each raw chunk with what became of it: the wanted columns, then ROW."""
         for chunk in self.table.chunks(self._source):

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +35,18 @@ class Cost:
 
 
 def run_child(
-    command: Sequence[str | Path], *, threads: int = 1, env: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    *,
+    threads: int = 1,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    watch: Callable[[subprocess.Popen[str]], None] | None = None,
 ) -> Cost:
-    """Run a command to its end and return its cost.
+    """Run a command to its end, inside `folder`, and return its cost.
 
     The last line that it prints may be one JSON object: it becomes `Cost.result`. `threads` sets the size
-    of its thread pools. Raises `RuntimeError` with the end of its output where it fails.
+    of its thread pools; `watch` runs beside it, from its start. Raises `RuntimeError` with the end of its
+    output where it fails.
     """
     settings = os.environ | {
         "OMP_NUM_THREADS": str(threads),
@@ -54,7 +61,10 @@ def run_child(
         stderr=subprocess.STDOUT,
         text=True,
         env=settings | dict(env or {}),
+        cwd=folder,
     )
+    if watch is not None:
+        threading.Thread(target=watch, args=(child,), daemon=True).start()
     assert child.stdout is not None
     output = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)

@@ -280,7 +280,7 @@ class TestEngines:
         ]
         schema = fit(encoders, [train], raw_columns(encoders, train.collect_schema()))
         encoded = encode_frame(normalise(rows, schema.raw), schema)
-        counts = encoded.select(missing_and_unknown(schema)).collect().row(0, named=True)
+        counts = encoded.select(missing_and_unknown(schema.codes)).collect().row(0, named=True)
         assert counts == {"s.missing": 2, "s.unknown": 1, "l.missing": 2, "l.unknown": 2}
 
     def test_raw_columns_can_be_kept_beside_the_codes(self) -> None:
