@@ -103,7 +103,10 @@ def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
         "required": ["inputs"],
         "properties": {
             "id": {"type": ["string", "null"]},
-            "parameters": _PARAMETERS,
+            "parameters": {
+                **_PARAMETERS,
+                "description": "With `binary_data_output`, the answer has the binary form.",
+            },
             "inputs": {
                 "type": "array",
                 "minItems": 1,
@@ -119,7 +122,7 @@ def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
                     "required": ["name"],
                     "properties": {
                         "name": {"enum": [output.name for output in manifest.outputs]},
-                        "parameters": _PARAMETERS,
+                        "parameters": _OUTPUT_PARAMETERS,
                     },
                 },
             },
@@ -128,10 +131,18 @@ def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
     }
 
 
-_PARAMETERS: JsonSchema = {
-    "type": "object",
-    "properties": {"binary_data": {"type": "boolean"}, "binary_data_output": {"type": "boolean"}},
-    "additionalProperties": {"type": ["boolean", "integer", "number", "string", "null"]},
+_PARAMETER: JsonSchema = {"type": ["boolean", "integer", "number", "string", "null"]}
+_PARAMETERS: JsonSchema = {"type": "object", "additionalProperties": _PARAMETER}
+_UNSET: JsonSchema = {"enum": [False, None, 0, ""]}
+_OUTPUT_PARAMETERS: JsonSchema = {
+    **_PARAMETERS,
+    "description": "With `binary_data`, the answer has the binary form.",
+    "properties": {"shared_memory_region": _UNSET, "classification": _UNSET},
+}
+_TENSOR_PARAMETERS: JsonSchema = {
+    **_PARAMETERS,
+    "description": "In the binary form, `binary_data_size` stands for the data.",
+    "properties": {"binary_data_size": {"type": "null"}},
 }
 
 
@@ -156,7 +167,7 @@ def _tensor(tensor: Input) -> JsonSchema:
         "properties": {
             "name": {"const": tensor.name},
             "datatype": {"const": DATATYPES[tensor.dtype]},
-            "parameters": _PARAMETERS,
+            "parameters": _TENSOR_PARAMETERS,
             "shape": {"type": "array", "prefixItems": [rows, width], "minItems": 2, "maxItems": 2},
             "data": {
                 "description": "As many values as the shape says, flat or a list a row.",
