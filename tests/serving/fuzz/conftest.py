@@ -67,9 +67,8 @@ class Target:
 
         Each round sends requests of all kinds, so that rounds can be compared.
         """
-        early, late = (
-            median(self.memory_mib[start : start + self.WARM]) for start in (self.WARM, -self.WARM)
-        )
+        early = median(self.memory_mib[self.WARM : 2 * self.WARM])
+        late = median(self.memory_mib[-self.WARM :])
         assert late <= early + self.GROWTH_MIB, self.memory_mib
 
     def check(self, model: str, rows: Rows, scores: Any) -> None:
