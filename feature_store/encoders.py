@@ -95,29 +95,34 @@ class Codes(Column):
     """For a list: how the embeddings of its entries become one."""
 
 
-class Vocabulary(Codes):
-    """A code for each value seen in training, by count; other values are unknown."""
+class Counted(Declared):
+    """An encoder whose codes are the keys that training shows often enough, by count; ties by key."""
 
-    encoder: Literal["vocabulary"] = "vocabulary"
     min_count: int = Field(default=1, ge=1)
-    """Values seen less often in training are unknown."""
+    """Values (of a crossed feature: combinations) seen less often in training are unknown."""
     max_size: int | None = Field(default=None, gt=0, le=CODE_LIMIT)
-    """Keep at most so many values, the most frequent."""
-
-    accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
+    """Keep at most so many of them, the most frequent."""
 
     def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
-        """Return the count of each value."""
+        """Return the count of each key."""
         return count_values(values)
 
     def relevant(self, summed: pl.LazyFrame, /) -> pl.LazyFrame:
-        """Return the values that are frequent enough."""
+        """Return the keys that are frequent enough."""
         return summed.filter(pl.col("count") >= self.min_count)
 
     def program(self, learned: pl.DataFrame | None, /) -> Program:
-        """Look values up, the most frequent first; ties by value."""
+        """Look keys up, the most frequent first; of a crossed feature `fit` puts a Cross step before it."""
         keys = frequent(learned, self.min_count, self.max_size)
         return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
+
+
+class Vocabulary(Counted, Codes):
+    """A code for each value seen in training, by count; other values are unknown."""
+
+    encoder: Literal["vocabulary"] = "vocabulary"
+
+    accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
 
 
 class Hashed(Codes):
@@ -241,34 +246,17 @@ class Calendar(Codes):
         return (step, fs.Missing()), fs.FIRST_CODE + CALENDAR_PARTS[self.part]
 
 
-class Crossed(Declared):
+class Crossed(Counted):
     """A code for each combination of other features' codes in training; missing where one is."""
 
     encoder: Literal["crossed"] = "crossed"
     columns: list[str] = Field(min_length=2)
     """Features declared before this one, with one code an example."""
-    min_count: int = Field(default=1, ge=1)
-    """Combinations seen less often in training are unknown."""
-    max_size: int | None = Field(default=None, gt=0, le=CODE_LIMIT)
-    """Keep at most so many combinations, the most frequent."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The features that are combined."""
         return tuple(self.columns)
-
-    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
-        """Return the count of each combination."""
-        return count_values(values)
-
-    def relevant(self, summed: pl.LazyFrame, /) -> pl.LazyFrame:
-        """Return the combinations that are frequent enough."""
-        return summed.filter(pl.col("count") >= self.min_count)
-
-    def program(self, learned: pl.DataFrame | None, /) -> Program:
-        """Look the combination up; `fit` puts the Cross step, which needs the schema, before it."""
-        keys = frequent(learned, self.min_count, self.max_size)
-        return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
 
 
 Encoder = Annotated[

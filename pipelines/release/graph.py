@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
-from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.onnx_compiler import encoders_graph
 from headwater.feature_store.schema import Cross, EncodedColumn, Schema
 from headwater.models.embeddings import Embeddings
@@ -75,12 +74,6 @@ def release_graph(
         Share of the negatives that sampling left in the training data. It made the odds 1 / rate
         times too large, so the logit is corrected by log(rate).
     """
-    for raw in schema.raw:
-        if raw.name == OUTPUT:
-            raise FeatureError(
-                f"raw column {OUTPUT!r}: this is the name of the release's output. "
-                "Rename the column by `derive` in [data]."
-            )
     encoders = encoders_graph(schema).model()
     for value in encoders.graph.input:
         # A name of its own: onnxruntime may share memory between tensors of equal named shapes.

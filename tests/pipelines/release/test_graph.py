@@ -14,7 +14,6 @@ import polars as pl
 import pytest
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.errors import FeatureError
 from headwater.models.network import CTRNetwork
 from headwater.models.registry import MODELS
 from headwater.pipelines.release import builder
@@ -192,18 +191,3 @@ def test_external_tables_stay_below_the_limit_of_protobuf(
     model = onnx.load(tmp_path / MODEL_NAME, load_external_data=False)
     outside = {t.name for t in model.graph.initializer if t.data_location == t.EXTERNAL}
     assert outside == {"emb_BFD/table"}
-
-
-def test_a_column_named_as_the_output_is_refused(make_network: Callable[..., Any]) -> None:
-    step = fs.Lookup(keys=(1,))
-    schema = fs.Schema(
-        raw=(fs.RawColumn(name="prob", dtype="int64"),),
-        columns=(
-            fs.EncodedColumn(
-                name="p", encoder="vocabulary", inputs=("prob",), steps=(step,), cardinality=3
-            ),
-        ),
-    )
-    network = make_network("logistic_regression", schema=schema)
-    with pytest.raises(FeatureError, match="'prob'"):
-        graph_of(schema, network)
