@@ -97,7 +97,7 @@ def run(folder: Path, sharding: str) -> dict[str, Any]:
         },
         "weights": dict(placement.network.model.state_dict()),
         "shardings": shardings(placement),
-        "dense": dense_refusal(),
+        "refusals": {mode: refusal(mode) for mode in ("dense", "lazy")},
     }
 
 
@@ -106,9 +106,9 @@ def shardings(placement: Placement) -> list[str]:
     return sorted(planning.sharding_types(module.plan))
 
 
-def dense_refusal() -> str | None:
+def refusal(mode: str) -> str | None:
     try:
-        conftest._make_placement("fm", mode="dense")
+        conftest._make_placement("fm", mode=mode)
     except JobError as error:
         return str(error)
     return None

@@ -67,8 +67,11 @@ def test_the_penalty_of_fused_rows_works_on_two_ranks(
     assert two["losses_l2"][1:] != pytest.approx(two["losses"][1:3], abs=1e-5)
 
 
-def test_dense_tables_refuse_more_than_one_rank(
-    runs: Callable[[int, str], dict[str, Any]],
+@pytest.mark.parametrize("mode", ["dense", "lazy"])
+def test_plain_tables_refuse_more_than_one_rank(
+    runs: Callable[[int, str], dict[str, Any]], mode: str
 ) -> None:
-    assert "train.sparse.mode = 'fused'" in runs(2, "table_wise")["dense"]
-    assert runs(1, "table_wise")["dense"] is None
+    refused = runs(2, "table_wise")["refusals"][mode]
+    assert f"train.sparse.mode = '{mode}' trains in one process, but 2 were started" in refused
+    assert "Set train.sparse.mode = 'fused'" in refused
+    assert runs(1, "table_wise")["refusals"][mode] is None
