@@ -6,8 +6,9 @@
 costs nothing. Both sides run the graph of one release in a process of their own, with one thread that does
 not spin. The bare side calls `session.run` with ready numpy arrays (ready arrays of `str` objects for
 strings) and does nothing else. The server is `headwater serve --runners 1`, all of its threads counted; wrk
-asks it in a closed loop for 100 rows a request. The two take turns: each stretch of load is compared with
-the mean of the bare stretches before and after it.
+asks it in a closed loop for 100 rows a request. Beside it stands `granian_raw.py`, the same HTTP server with
+the least around the call. All take turns: each stretch of load is compared with the mean of the bare
+stretches before and after it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from load import Body, Form, Load, Wrk, feeds, infer_body, running, scores
+from load import Form, Load, Wrk, feeds, infer_body, running, scores
 from measure import Spread, machine, table, write_figures
 from releases import KINDS, Kind, make_release, rows
 
@@ -46,7 +47,10 @@ TARGETS: dict[tuple[bool, Form, int], float] = {
     (True, "json", 8): 0.70,
     (True, "binary", 8): 0.70,
 }
-"""Efficiency to reach, by whether there are strings, form and connections."""
+"""Efficiency of Headwater to reach, by whether there are strings, form and connections."""
+
+Cell = tuple[str, Form, int]
+"""A server, the form of its requests, and connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,48 +117,58 @@ def bare(
 
 def measure_kind(
     releases: Path, kind: Kind, arguments: argparse.Namespace
-) -> dict[tuple[Form, int], list[Turn]]:
-    """Return the turns of each form and number of connections."""
+) -> dict[Cell, list[Turn]]:
+    """Return the turns of each server, form and number of connections."""
     model = max(releases.glob(f"{kind}/[0-9]*")) / MODEL_NAME
     command = [sys.executable, "-m", "headwater.pipelines.cli", "serve", releases, "--json"]
     command += ["--port", "0", "--runners", str(arguments.runners), "--max-wait-ms", "1000"]
-    turns: dict[tuple[Form, int], list[Turn]] = {}
-    with (
-        running(command, ready_path=f"/v2/models/{kind}/ready") as (pid, line),
-        bare(model, kind, arguments.rows) as (call, expected),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        url, path = json.loads(line)["url"], f"/v2/models/{kind}/infer"
+    commands = {
+        "headwater": command,
+        "granian, raw": [sys.executable, Path(__file__).with_name("granian_raw.py"), model],
+    }
+    path = f"/v2/models/{kind}/infer"
+    turns: dict[Cell, list[Turn]] = {}
+    with bare(model, kind, arguments.rows) as (call, expected), ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers: dict[str, tuple[int, str]] = {}
+        for name, words in commands.items():
+            started = running(words, ready_path=f"/v2/models/{kind}/ready")
+            pid, line = stack.enter_context(started)
+            servers[name] = pid, json.loads(line)["url"]
         for form in arguments.forms:
-            bodies: list[Body] = [
+            bodies = [
                 infer_body(rows(kind, arguments.rows, seed), form) for seed in range(NUM_BODIES)
             ]
-            found = scores(url + path, bodies[0])
-            np.testing.assert_allclose(found, expected, atol=1e-6)
-            wrk = Wrk(url, path, bodies, Path(folder))
+            clients: dict[str, Callable[..., Load]] = {}
+            for name, (pid, url) in servers.items():
+                np.testing.assert_allclose(scores(url + path, bodies[0]), expected, atol=1e-6)
+                clients[name] = partial(Wrk(url, path, bodies, folder).run, pid)
             for connections in arguments.connections:
                 print(f"{kind}, {form}, {connections} connections", file=sys.stderr)
-                wrk.run(pid, connections=connections, seconds=1)
-                loads: list[Load] = []
-                costs = [call(arguments.seconds)]
+                for name, run in clients.items():
+                    run(connections=connections, seconds=1)
+                    turns[name, form, connections] = []
+                before_ms = call(arguments.seconds)
                 for _ in range(arguments.rounds):
-                    loads.append(wrk.run(pid, connections=connections, seconds=arguments.seconds))
-                    costs.append(call(arguments.seconds))
-                means = [sum(pair) / 2 for pair in pairwise(costs)]
-                turns[form, connections] = [
-                    Turn(load, cost) for load, cost in zip(loads, means, strict=True)
-                ]
+                    for name, run in clients.items():
+                        load = run(connections=connections, seconds=arguments.seconds)
+                        after_ms = call(arguments.seconds)
+                        turn = Turn(load, (before_ms + after_ms) / 2)
+                        turns[name, form, connections].append(turn)
+                        before_ms = after_ms
     return turns
 
 
-def row(kind: Kind, form: Form, connections: int, turns: Sequence[Turn]) -> list[str]:
+def row(kind: Kind, cell: Cell, turns: Sequence[Turn]) -> list[str]:
     """Return a line of the table."""
+    name, form, connections = cell
     target = TARGETS.get((kind == "strings", form, connections))
     return [
         kind,
         form,
         str(connections),
-        "" if target is None else f"{target:.2f}",
+        name,
+        "" if target is None or name != "headwater" else f"{target:.2f}",
         Spread.of(turn.efficiency for turn in turns).text(),
         Spread.of(turn.bare_ms for turn in turns).text(),
         Spread.of(turn.load.cpu_ms for turn in turns).text(),
@@ -165,8 +179,8 @@ def row(kind: Kind, form: Form, connections: int, turns: Sequence[Turn]) -> list
 
 
 HEAD = (
-    "inputs", "form", "connections", "target", "efficiency", "bare CPU ms", "server CPU ms",
-    "requests/s", "p50 ms", "p99 ms",
+    "inputs", "form", "connections", "server", "target", "efficiency", "bare CPU ms",
+    "server CPU ms", "requests/s", "p50 ms", "p99 ms",
 )  # fmt: skip
 
 
@@ -198,9 +212,9 @@ def main() -> None:
         for kind in arguments.kinds:
             if arguments.releases is None:
                 make_release(releases, kind)
-            for (form, connections), turns in measure_kind(releases, kind, arguments).items():
-                lines.append(row(kind, form, connections, turns))
-                figures[f"{kind} {form} {connections}"] = [asdict(turn) for turn in turns]
+            for cell, turns in measure_kind(releases, kind, arguments).items():
+                lines.append(row(kind, cell, turns))
+                figures[" ".join(map(str, (kind, *cell)))] = [asdict(turn) for turn in turns]
     print(f"{machine()}; onnxruntime {onnxruntime.__version__}, one thread, spinning off")
     print(
         f"{arguments.rows} rows a request, {arguments.runners} runner(s), {arguments.rounds} rounds"
