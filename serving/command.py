@@ -4,7 +4,9 @@ granian runs embedded in this process's event loop, so that SIGTERM is ours to h
 the drain, and registry and runners end after it. Its `stop()` closes the listening socket and idle
 connections at once, and its `serve()` returns when the last open request is answered. A multi-process server
 with one worker costs the same CPU a request, 30 MB for a parent that only waits, and keeps the signal to
-itself. The loop is uvloop's: answers come from other threads, and waking it is cheaper. Scale beyond one process with replicas: a process holds every model once, however many cores it uses.
+itself. Scale beyond one process with replicas: a process holds every model once, however many cores it uses.
+
+The loop is uvloop's: runners and granian wake it from other threads at each request, which costs less there.
 """
 
 from __future__ import annotations
