@@ -153,10 +153,11 @@ def test_refusal_reads_nothing_of_the_body(
 
     assert not is_refused()
     is_over = threading.Event()
+    statuses: list[int] = []
 
     def keep_busy() -> None:
         while not is_over.is_set():
-            server.post("/v1/rank", _HEAVY)
+            statuses.append(server.post("/v1/rank", _HEAVY)[0])
 
     # One request after the other: a look may fall between two of them, but not every look.
     busy = threading.Thread(target=keep_busy)
@@ -167,6 +168,7 @@ def test_refusal_reads_nothing_of_the_body(
         is_over.set()
         busy.join()
     assert refusals == ["1"]
+    assert 200 in statuses
     assert server.post("/v1/rank", b"no JSON")[0] == 400
 
 
