@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from granian_raw import open_session
 from load import Form, Load, Wrk, feeds, infer_body, running, scores
 from measure import Spread, machine, table, write_figures
 from releases import KINDS, Kind, make_release, rows
@@ -68,11 +69,7 @@ class Turn:
 
 def serve_bare(model: Path, kind: Kind, num_rows: int) -> None:
     """Call onnxruntime for as many seconds as each line of standard input says; print CPU ms a call."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(str(model))
     requests = [feeds(rows(kind, num_rows, seed)) for seed in range(NUM_BODIES)]
     first = session.run(["prob"], requests[0])[0]
     assert isinstance(first, np.ndarray)
