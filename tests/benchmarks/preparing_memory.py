@@ -3,9 +3,10 @@
     .venv/bin/python tests/benchmarks/preparing_memory.py --work FOLDER
 
 - `limit`: 8 GiB of Parquet, written without compression and dictionaries so that the file is that large (some
-  21 million rows like Criteo's over 1,000,000 values, `criteo_like.py`), is prepared by a child whose peak of
+  21 million rows like Criteo's over 900,000 values, `criteo_like.py`), is prepared by a child whose peak of
   resident memory (VmHWM) is looked at ten times a second; above 1 GiB it is killed and the benchmark fails.
-- `growth`: the same values, once and four times the rows, in turn; the ratio of the peaks.
+- `growth`: the same values, once and four times the rows, in turn; the ratio of the peaks. The values are so
+  few that the smaller file has them too: memory may grow with what there is to know, not with rows.
 
 Resident memory counts what the process holds and the pages of files that it has mapped, not the system's
 cache of files. The folder needs some 14 GiB; the data of `limit` are deleted at the end.
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--limit-rows", type=int, default=21_300_000, help="0: left out")
     parser.add_argument("--limit-mib", type=int, default=1024)
     parser.add_argument("--growth-rows", type=int, default=2_000_000, help="0: left out")
-    parser.add_argument("--ids", type=int, default=1_000_000, help="values of all categories")
+    parser.add_argument("--limit-ids", type=int, default=900_000, help="values of all categories")
+    parser.add_argument("--growth-ids", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the raw figures as JSON")
@@ -68,15 +70,15 @@ def main() -> None:
 def _growth(given: argparse.Namespace) -> dict[str, list[Cost]]:
     def run(factor: int) -> Cost:
         rows = factor * given.growth_rows
-        return _prepare(given, _data(given, f"train-{rows}-{given.ids}.parquet", rows))
+        ids = given.growth_ids
+        return _prepare(given, _data(given, f"train-{rows}-{ids}.parquet", rows, ids), ids)
 
     return measure.interleave({"1": lambda: run(1), "4": lambda: run(4)}, given.rounds)
 
 
 def _limit(given: argparse.Namespace) -> tuple[Cost, int]:
-    train = _data(
-        given, f"plain-{given.limit_rows}-{given.ids}.parquet", given.limit_rows, "--plain"
-    )
+    rows, ids = given.limit_rows, given.limit_ids
+    train = _data(given, f"plain-{rows}-{ids}.parquet", rows, ids, "--plain")
     limit_kib = given.limit_mib * 1024
 
     def watch(child: subprocess.Popen[str]) -> None:
@@ -92,7 +94,7 @@ def _limit(given: argparse.Namespace) -> tuple[Cost, int]:
                 return
             time.sleep(0.1)
 
-    cost = _prepare(given, train, watch)
+    cost = _prepare(given, train, ids, watch)
     if cost.peak_mib > given.limit_mib:
         raise SystemExit(f"peak {cost.peak_mib:,.0f} MiB, allowed {given.limit_mib:,}")
     num_bytes = train.stat().st_size
@@ -100,12 +102,12 @@ def _limit(given: argparse.Namespace) -> tuple[Cost, int]:
     return cost, num_bytes
 
 
-def _data(given: argparse.Namespace, name: str, num_rows: int, *options: str) -> Path:
-    return criteo_like.make(given.work / name, num_rows, 0, "--ids", str(given.ids), *options)
+def _data(given: argparse.Namespace, name: str, num_rows: int, ids: int, *options: str) -> Path:
+    return criteo_like.make(given.work / name, num_rows, 0, "--ids", str(ids), *options)
 
 
-def _prepare(given: argparse.Namespace, train: Path, watch: Any = None) -> Cost:
-    valid = _data(given, f"valid-{given.ids}.parquet", VALID_ROWS)
+def _prepare(given: argparse.Namespace, train: Path, ids: int, watch: Any = None) -> Cost:
+    valid = _data(given, f"valid-{ids}.parquet", VALID_ROWS, ids)
     job = given.work / f"{train.stem}.toml"
     criteo_like.write_job(job, train.absolute(), valid.absolute())
     root = given.work / "prepared"

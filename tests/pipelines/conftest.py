@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,37 @@ def export_clicks(
 def released(export_clicks: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Give `export_clicks` for `releases` in the test's folder."""
     return partial(export_clicks, tmp_path / "releases")
+
+
+@pytest.fixture(scope="session")
+def job_of() -> Callable[..., Job]:
+    """Return a function to a job over clicks.csv.
+
+    It takes settings of `[data]`, the columns of features, and other settings of `[features]`.
+    """
+    encoders = [
+        {"name": "user", "encoder": "vocabulary"},
+        {"name": "city", "encoder": "vocabulary"},
+        {"name": "price", "encoder": "standardized"},
+        {"name": "price_q", "encoder": "quantiles", "column": "price", "num_buckets": 4},
+    ]
+
+    def make(
+        data: dict[str, Any] | None = None,
+        columns: Sequence[dict[str, Any]] = encoders,
+        **features: Any,
+    ) -> Job:
+        return parse_job(
+            {
+                "name": "clicks",
+                "data": {"source": "clicks.csv", "split": {"by": "time", "column": "ts"}}
+                | (data or {}),
+                "features": {"label": "click", "columns": list(columns), **features},
+                "model": {"type": "fm"},
+            }
+        )
+
+    return make
 
 
 TinyJob = Callable[..., Job]

@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,15 +22,12 @@ from headwater.feature_store.errors import (
 from headwater.feature_store.polars_compiler import encode_frame
 from headwater.feature_store.reader import Reader
 from headwater.pipelines.data.prepared import SplitName
-from headwater.pipelines.job import Job, dump_job, parse_job
+from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.prepare import Prepared, load_prepared, prepare
 
-FEATURES: list[dict[str, Any]] = [
-    {"name": "user", "encoder": "vocabulary"},
-    {"name": "city", "encoder": "vocabulary"},
-    {"name": "price", "encoder": "standardized"},
-    {"name": "price_q", "encoder": "quantiles", "column": "price", "num_buckets": 4},
-]
+JobOf = Callable[..., Job]
+
+USER = {"name": "user", "encoder": "vocabulary"}
 
 
 @pytest.fixture(autouse=True)
@@ -53,22 +49,6 @@ def clicks(num_rows: int = 400, seed: int = 0) -> pl.DataFrame:
     ).with_columns(price=pl.when(pl.col("price") > 0.1).then("price"))
 
 
-def job_of(
-    data: dict[str, Any] | None = None,
-    columns: Sequence[dict[str, Any]] = FEATURES,
-    **features: Any,
-) -> Job:
-    return parse_job(
-        {
-            "name": "clicks",
-            "data": {"source": "clicks.csv", "split": {"by": "time", "column": "ts"}}
-            | (data or {}),
-            "features": {"label": "click", "columns": list(columns), **features},
-            "model": {"type": "fm"},
-        }
-    )
-
-
 def write_job(job: Job) -> None:
     Path("job.toml").write_text(dump_job(job))
 
@@ -77,7 +57,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_shards_hold_what_the_schema_makes_of_the_rows() -> None:
+def test_shards_hold_what_the_schema_makes_of_the_rows(job_of: JobOf) -> None:
     frame = clicks()
     frame.write_csv("clicks.csv")
     prepared = prepare(
@@ -106,7 +86,7 @@ def test_shards_hold_what_the_schema_makes_of_the_rows() -> None:
         np.testing.assert_array_equal(batch.group, expected["user"].to_numpy())
 
 
-def test_encoders_learn_from_training_rows_only() -> None:
+def test_encoders_learn_from_training_rows_only(job_of: JobOf) -> None:
     frame = clicks().with_columns(
         city=pl.when(pl.col("ts") < 1_700_000_320).then(pl.lit("old")).otherwise(pl.lit("new"))
     )
@@ -117,7 +97,7 @@ def test_encoders_learn_from_training_rows_only() -> None:
     assert statistics["test"].columns["city"].unknown == 40
 
 
-def test_statistics_count_rows_labels_missing_values_and_time() -> None:
+def test_statistics_count_rows_labels_missing_values_and_time(job_of: JobOf) -> None:
     frame = clicks()
     frame.write_csv("clicks.csv")
     prepared = prepare(job_of())
@@ -133,7 +113,7 @@ def test_statistics_count_rows_labels_missing_values_and_time() -> None:
     assert prepared.statistics.time_range_ms == (1_700_000_000_000, 1_700_000_319_000)
 
 
-def test_the_range_of_early_datetimes_is_in_ms() -> None:
+def test_the_range_of_early_datetimes_is_in_ms(job_of: JobOf) -> None:
     start = pl.datetime(1970, 1, 2)
     frame = clicks().with_columns(ts=start + pl.duration(seconds=pl.int_range(pl.len())))
     frame.write_csv("clicks.csv", datetime_format="%Y-%m-%dT%H:%M:%S")
@@ -141,7 +121,7 @@ def test_the_range_of_early_datetimes_is_in_ms() -> None:
     assert prepare(job_of()).statistics.time_range_ms == (day_ms, day_ms + 319_000)
 
 
-def test_a_feature_may_have_the_name_of_anothers_count() -> None:
+def test_a_feature_may_have_the_name_of_anothers_count(job_of: JobOf) -> None:
     frame = clicks()
     frame.write_csv("clicks.csv")
     columns = [
@@ -153,7 +133,7 @@ def test_a_feature_may_have_the_name_of_anothers_count() -> None:
     assert (found["price"].missing, found["price.missing"].missing) == (null["price"], null["city"])
 
 
-def test_missing_and_nan_features_are_no_errors() -> None:
+def test_missing_and_nan_features_are_no_errors(job_of: JobOf) -> None:
     frame = clicks()
     frame = frame.with_columns(
         price=pl.when(pl.col("user") < 10).then(float("nan")).otherwise("price")
@@ -165,7 +145,7 @@ def test_missing_and_nan_features_are_no_errors() -> None:
     assert sum(split.columns["price_q"].missing for split in found.values()) == nan
 
 
-def test_the_sample_holds_raw_rows_of_validation() -> None:
+def test_the_sample_holds_raw_rows_of_validation(job_of: JobOf) -> None:
     frame = clicks(60_000)
     frame.write_parquet("clicks.parquet")
     job = job_of({"source": "clicks.parquet"})
@@ -177,7 +157,7 @@ def test_the_sample_holds_raw_rows_of_validation() -> None:
     assert sample.join(valid, on=sample.columns, how="anti", nulls_equal=True).height == 0
 
 
-def test_sources_of_their_own_are_the_splits() -> None:
+def test_sources_of_their_own_are_the_splits(job_of: JobOf) -> None:
     for name, rows in (("a", 100), ("b", 50), ("v", 40), ("t", 30)):
         clicks(rows, seed=ord(name)).write_parquet(f"{name}.parquet")
     data = {
@@ -196,18 +176,18 @@ def test_sources_of_their_own_are_the_splits() -> None:
     np.testing.assert_array_equal(batch.label, labels.to_numpy())
 
 
-def test_text_groups_are_hashed_and_lists_encoded() -> None:
+def test_text_groups_are_hashed_and_lists_encoded(job_of: JobOf) -> None:
     frame = clicks().with_columns(
         user=pl.col("user").cast(pl.String) + "x",
         tags=pl.concat_list("user", "ts").cast(pl.List(pl.String)),
     )
     frame.write_ndjson("clicks.ndjson")
     tags = {"name": "tags", "encoder": "hashed", "num_buckets": 9, "length": 3}
-    prepared = prepare(job_of({"source": "clicks.ndjson"}, [*FEATURES, tags], user="user"))
+    prepared = prepare(job_of({"source": "clicks.ndjson"}, [USER, tags], user="user"))
     (batch,) = Reader(prepared.dataset("train"), 1000, seed=0, shuffle=False).epoch(0)
-    assert batch.codes.shape == (320, 6)
-    assert (batch.codes[:, 3:5] > 0).all()
-    assert (batch.codes[:, 5] == 0).all()
+    assert batch.codes.shape == (320, 4)
+    assert (batch.codes[:, 1:3] > 0).all()
+    assert (batch.codes[:, 3] == 0).all()
     users = frame.filter(pl.col("ts") < 1_700_000_320)["user"]
     assert batch.group is not None
     assert len(np.unique(batch.group)) == users.n_unique()
@@ -223,14 +203,14 @@ def test_text_groups_are_hashed_and_lists_encoded() -> None:
         {"by": "column", "column": "part"},
     ],
 )
-def test_every_rule_gives_each_row_to_one_split(split: dict[str, str]) -> None:
+def test_every_rule_gives_each_row_to_one_split(split: dict[str, str], job_of: JobOf) -> None:
     frame = clicks().with_columns(part=pl.Series((["train"] * 6 + ["valid", "test"]) * 50))
     frame.write_csv("clicks.csv")
     prepared = prepare(job_of({"split": split}))
     assert sum(len(prepared.dataset(name)) for name in prepared.splits) == 400
 
 
-def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch, job_of: JobOf) -> None:
     clicks(3000).write_csv("clicks.csv")
     job = job_of({"split": {"by": "ratio", "seed": 3}})
     first = prepare(job, Path("a"))
@@ -252,7 +232,7 @@ def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> 
 # Use again, and never half.
 
 
-def test_equal_jobs_and_inputs_use_the_same_folder_again() -> None:
+def test_equal_jobs_and_inputs_use_the_same_folder_again(job_of: JobOf) -> None:
     clicks().write_csv("clicks.csv")
     first = prepare(job_of())
     before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
@@ -260,7 +240,7 @@ def test_equal_jobs_and_inputs_use_the_same_folder_again() -> None:
     assert prepare(job_of({"negative_rate": 0.5})).path == first.path
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
     assert first.path.parent == Path("prepared/clicks")
-    assert prepare(job_of(columns=FEATURES[:2])).path != first.path
+    assert prepare(job_of(columns=[USER])).path != first.path
     assert prepare(job_of({"filter": "user > 1"})).path != first.path
     clicks(seed=1).write_csv("clicks.csv")
     assert prepare(job_of()).path != first.path
@@ -268,7 +248,7 @@ def test_equal_jobs_and_inputs_use_the_same_folder_again() -> None:
 
 
 @pytest.fixture
-def prepared() -> Prepared:
+def prepared(job_of: JobOf) -> Prepared:
     clicks().write_csv("clicks.csv")
     return prepare(job_of())
 
@@ -276,7 +256,9 @@ def prepared() -> Prepared:
 @pytest.mark.parametrize(
     "name", ["schema.json", "statistics.json", "sample.parquet", "valid/manifest.json"]
 )
-def test_a_flipped_bit_beside_the_shards_is_refused_by_name(prepared: Prepared, name: str) -> None:
+def test_a_flipped_bit_beside_the_shards_is_refused_by_name(
+    prepared: Prepared, name: str, job_of: JobOf
+) -> None:
     path = prepared.path / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -296,7 +278,9 @@ def test_a_flipped_bit_in_a_shard_is_refused_by_name(prepared: Prepared) -> None
         load_prepared(prepared.path).dataset("train")
 
 
-def test_a_folder_without_its_last_file_is_not_prepared_data(prepared: Prepared) -> None:
+def test_a_folder_without_its_last_file_is_not_prepared_data(
+    prepared: Prepared, job_of: JobOf
+) -> None:
     (prepared.path / "prepared.json").unlink()
     with pytest.raises(ShardError, match=r"not prepared data: it has no prepared\.json"):
         load_prepared(prepared.path)
@@ -323,7 +307,7 @@ prepare(load_job("job.toml"))
 """
 
 
-def started_and_staging() -> subprocess.Popen[str]:
+def started_and_staging(job_of: JobOf) -> subprocess.Popen[str]:
     write_job(job_of())
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_PREPARE], stdout=subprocess.PIPE, text=True
@@ -334,29 +318,29 @@ def started_and_staging() -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up() -> None:
+def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up(job_of: JobOf) -> None:
     clicks().write_csv("clicks.csv")
-    process = started_and_staging()
+    process = started_and_staging(job_of)
     folder = Path("prepared/clicks")
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
     # A prepare beside it that works leaves the other's folder alone.
-    prepare(job_of(columns=FEATURES[:2]))
+    prepare(job_of(columns=[USER]))
     assert len(list(folder.glob(".tmp-*"))) == 1
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(list(folder.glob(".tmp-*"))) == 1
-    assert not [path for path in folder.glob("[!.]*") if path.name == prepare_key()]
+    assert not [path for path in folder.glob("[!.]*") if path.name == prepare_key(job_of)]
     prepared = prepare(job_of())
     assert not list(folder.glob(".tmp-*"))
     assert len(prepared.dataset("train")) == 320
 
 
-def prepare_key() -> str:
+def prepare_key(job_of: JobOf) -> str:
     return prepare(job_of(), Path("elsewhere")).path.name
 
 
 @pytest.mark.timeout(120)
-def test_two_at_once_make_one() -> None:
+def test_two_at_once_make_one(job_of: JobOf) -> None:
     clicks(2000).write_csv("clicks.csv")
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(2) as pool:
@@ -386,7 +370,7 @@ ls -A disk
 
 
 @pytest.mark.timeout(120)
-def test_a_full_disk_is_told_and_nothing_is_kept() -> None:
+def test_a_full_disk_is_told_and_nothing_is_kept(job_of: JobOf) -> None:
     clicks(40_000).write_parquet("clicks.parquet")
     write_job(job_of({"source": "clicks.parquet"}))
     Path("disk").mkdir()
@@ -420,7 +404,7 @@ except OutputError as error:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("limit", [10_000, 400_000])
-def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int) -> None:
+def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int, job_of: JobOf) -> None:
     clicks(40_000).write_parquet("clicks.parquet")
     write_job(job_of({"source": "clicks.parquet"}))
     before = sorted(Path().iterdir())
@@ -432,7 +416,7 @@ def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int) -> Non
     assert sorted(Path().iterdir()) == before
 
 
-def test_a_root_that_is_a_file_is_told() -> None:
+def test_a_root_that_is_a_file_is_told(job_of: JobOf) -> None:
     clicks().write_csv("clicks.csv")
     with pytest.raises(OutputError, match=r"clicks\.csv/clicks: cannot be written"):
         prepare(job_of(), Path("clicks.csv"))
@@ -454,7 +438,7 @@ print(json.dumps([rows, int(status["VmHWM"].split()[0])]))
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_memory_does_not_grow_with_rows(suffix: str) -> None:
+def test_memory_does_not_grow_with_rows(suffix: str, job_of: JobOf) -> None:
     peaks: list[int] = []
     for factor in (1, 4):
         Path("data").mkdir(exist_ok=True)

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headwater.feature_store.errors import DataError, FeatureError, JobError
-from headwater.pipelines.job import Job, parse_job
+from headwater.pipelines.job import Job
 from headwater.pipelines.prepare import prepare
 
-FEATURES: list[dict[str, Any]] = [
-    {"name": "user", "encoder": "vocabulary"},
-    {"name": "city", "encoder": "vocabulary"},
-    {"name": "price", "encoder": "standardized"},
-    {"name": "price_q", "encoder": "quantiles", "column": "price", "num_buckets": 4},
-]
+JobOf = Callable[..., Job]
 
 
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def job_of(
-    data: dict[str, Any] | None = None,
-    columns: Sequence[dict[str, Any]] = FEATURES,
-    **features: Any,
-) -> Job:
-    return parse_job(
-        {
-            "name": "clicks",
-            "data": {"source": "clicks.csv", "split": {"by": "time", "column": "ts"}}
-            | (data or {}),
-            "features": {"label": "click", "columns": list(columns), **features},
-            "model": {"type": "fm"},
-        }
-    )
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -146,7 +125,9 @@ BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data_is_refused_by_row_and_leaves_the_folder_as_before(case: str) -> None:
+def test_bad_data_is_refused_by_row_and_leaves_the_folder_as_before(
+    case: str, job_of: JobOf
+) -> None:
     text, changes, message = BAD_DATA[case]
     Path("clicks.csv").write_text(text)
     before = everything(Path())
@@ -156,7 +137,7 @@ def test_bad_data_is_refused_by_row_and_leaves_the_folder_as_before(case: str) -
     assert [path.name for path in Path().iterdir()] == ["clicks.csv"]
 
 
-def test_the_row_of_a_wrong_value_is_that_of_its_file() -> None:
+def test_the_row_of_a_wrong_value_is_that_of_its_file(job_of: JobOf) -> None:
     Path("a.csv").write_text(CSV_TEXT)
     Path("b.csv").write_text(edited(7, 4, "3"))
     users = "user,age\n" + "".join(f"{number},1\n" for number in range(41))
@@ -167,13 +148,13 @@ def test_the_row_of_a_wrong_value_is_that_of_its_file() -> None:
         prepare(job_of(data, [{"name": "age", "encoder": "identity"}]))
 
 
-def test_a_feature_that_reads_the_label_is_refused() -> None:
+def test_a_feature_that_reads_the_label_is_refused(job_of: JobOf) -> None:
     Path("clicks.csv").write_text(CSV_TEXT)
     with pytest.raises(JobError, match="'click' reads the label"):
         prepare(job_of(columns=[{"name": "click", "encoder": "vocabulary"}]))
 
 
-def test_an_encoder_that_cannot_take_its_column_is_refused() -> None:
+def test_an_encoder_that_cannot_take_its_column_is_refused(job_of: JobOf) -> None:
     Path("clicks.csv").write_text(CSV_TEXT)
     with pytest.raises(FeatureError, match=r"column 'price', feature 'price': .*found double"):
         prepare(job_of(columns=[{"name": "price", "encoder": "vocabulary"}]))
