@@ -15,6 +15,7 @@ from headwater.pipelines.console import note
 from headwater.pipelines.job import Job
 from headwater.pipelines.runs import RUNS, Run, create_run
 from headwater.pipelines.training.assemble import assemble, check_precision, choose_device, resolve
+from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
 from headwater.pipelines.training.ranks import find_ranks, shared, start_ranks
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from headwater.pipelines.data.prepared import Prepared, SplitName
 
 
+@flush_denormals()
 def train(
     job: Job,
     prepared: Prepared,

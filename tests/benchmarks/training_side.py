@@ -26,6 +26,7 @@ from headwater.models.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from headwater.models.layout import initial_table
 from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.job import Job
+from headwater.pipelines.training.denormals import flush_denormals
 
 
 class Clock:
@@ -46,6 +47,7 @@ class Clock:
         return {"cpu_s": self.cpu_s, "wall_s": self.wall_s}
 
 
+@flush_denormals()
 def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[str, object]:
     """Run Headwater's loop: `turns` times all batches from memory, then an epoch from the shards."""
     from headwater.pipelines.runs import create_run
