@@ -16,7 +16,7 @@ import re
 import selectors
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
@@ -47,6 +47,12 @@ class Outcome:
     sent_s: np.ndarray
     done_s: np.ndarray
     status: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outcome]) -> Outcome:
+        """Return the requests of several loops, one after the other."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     @property
     def seconds(self) -> float:

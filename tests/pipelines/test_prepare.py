@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import polars as pl
@@ -439,8 +440,9 @@ print(json.dumps([rows, int(status["VmHWM"].split()[0])]))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_memory_does_not_grow_with_rows(suffix: str, job_of: JobOf) -> None:
-    peaks: list[int] = []
-    for factor in (1, 4):
+    peaks: list[float] = []
+    # With less, a run ends before all of its buffers have been full at once.
+    for factor in (2, 8):
         Path("data").mkdir(exist_ok=True)
         for number in range(factor):
             frame = clicks(1_000_000, seed=number)
@@ -449,7 +451,7 @@ def test_memory_does_not_grow_with_rows(suffix: str, job_of: JobOf) -> None:
         # Few are held out: each split fills a shard in memory, which is bounded but not yet full here.
         split = {"by": "time", "column": "ts", "valid": 0.01, "test": 0.01}
         write_job(job_of({"source": f"data/*.{suffix}", "split": split}, user="user", time="ts"))
-        # The lowest of three: which threads are busy at once moves a peak by some 60 MiB.
+        # The median of three: which threads are busy at once moves a peak by some 60 MiB.
         found: list[int] = []
         for attempt in range(3):
             shutil.rmtree("prepared", ignore_errors=True)
@@ -459,7 +461,7 @@ def test_memory_does_not_grow_with_rows(suffix: str, job_of: JobOf) -> None:
             rows, peak = json.loads(child.stdout)
             assert rows > 0.75e6 * factor, attempt
             found.append(peak)
-        peaks.append(min(found))
+        peaks.append(median(found))
     print(
         f"{suffix}: peak {peaks[0] / 1024:.0f} MiB, at four times the rows {peaks[1] / 1024:.0f} MiB"
     )
