@@ -42,7 +42,7 @@ ALLOWED_LOSS = 0.0005
 BASELINE_DIMS: dict[Set, int] = {"frappe": 10, "ml100k": 16}
 BASELINE_PENALTIES: dict[Set, tuple[float, ...]] = {
     "frappe": (1e-5, 1e-3, 5e-2),
-    "ml100k": (1e-3, 1e-2, 2e-1),
+    "ml100k": (1e-5, 1e-3, 2e-1),
 }
 SHALLOW = ("logistic_regression", "fm")
 """Models whose tables learn at 0.005, others at 0.001, where 100 epochs are too few for these two."""
