@@ -14,7 +14,8 @@ def flush_denormals() -> Generator[None]:
 
     A model that fits its training rows has gradients, and squares of them, as small as that; a processor is
     slow with them, and a step took two to four times as long. torch's threads take the setting over where
-    they do not run yet. At the end it is as before, since raw features are compared as they are.
+    they do not run yet. At the end this thread's is as before, since raw features are compared
+    as they are.
     """
     was_flushed = bool(torch.tensor(1e-39).mul(1.0) == 0)
     torch.set_flush_denormal(True)

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--limit-mib", type=int, default=1024)
     parser.add_argument("--growth-rows", type=int, default=2_000_000, help="0: left out")
     parser.add_argument("--limit-ids", type=int, default=900_000, help="values of all categories")
-    parser.add_argument("--growth-ids", type=int, default=100_000)
+    parser.add_argument("--growth-ids", type=int, default=100_000, help="the same, of growth")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the raw figures as JSON")

@@ -165,9 +165,10 @@ class Target:
 def soak(target: Target, capacity: float, arguments: argparse.Namespace) -> list[Stretch]:
     """Load at 70 % and print figures beside targets."""
     stretches: list[Stretch] = []
-    for _ in range(arguments.minutes):
+    for minute in range(arguments.minutes):
+        if minute:
+            capacity = target.capacity(turns=1)
         stretches.append(target.stretch(STEADY, capacity, 60))
-        capacity = target.capacity(turns=1)
     outcome = Outcome.joined([stretch.outcome for stretch in stretches])
     memory_mib = [size for stretch in stretches for size in stretch.memory_mib]
     p50, p99 = outcome.latency_ms(50, 99)

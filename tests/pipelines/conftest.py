@@ -220,21 +220,26 @@ def released(export_clicks: Callable[..., Path], tmp_path: Path) -> Callable[...
 
 
 @pytest.fixture(scope="session")
-def job_of() -> Callable[..., Job]:
-    """Return a function to a job over clicks.csv.
-
-    It takes settings of `[data]`, the columns of features, and other settings of `[features]`.
-    """
-    encoders = [
+def click_columns() -> list[dict[str, Any]]:
+    """Return the columns that `job_of` declares by default."""
+    return [
         {"name": "user", "encoder": "vocabulary"},
         {"name": "city", "encoder": "vocabulary"},
         {"name": "price", "encoder": "standardized"},
         {"name": "price_q", "encoder": "quantiles", "column": "price", "num_buckets": 4},
     ]
 
+
+@pytest.fixture(scope="session")
+def job_of(click_columns: list[dict[str, Any]]) -> Callable[..., Job]:
+    """Return a function to a job over clicks.csv.
+
+    It takes settings of `[data]`, the columns of features, and other settings of `[features]`.
+    """
+
     def make(
         data: dict[str, Any] | None = None,
-        columns: Sequence[dict[str, Any]] = encoders,
+        columns: Sequence[dict[str, Any]] = click_columns,
         **features: Any,
     ) -> Job:
         return parse_job(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,8 +28,6 @@ from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.prepare import Prepared, load_prepared, prepare
 
 JobOf = Callable[..., Job]
-
-USER = {"name": "user", "encoder": "vocabulary"}
 
 
 @pytest.fixture(autouse=True)
@@ -177,18 +176,20 @@ def test_sources_of_their_own_are_the_splits(job_of: JobOf) -> None:
     np.testing.assert_array_equal(batch.label, labels.to_numpy())
 
 
-def test_text_groups_are_hashed_and_lists_encoded(job_of: JobOf) -> None:
+def test_text_groups_are_hashed_and_lists_encoded(
+    job_of: JobOf, click_columns: list[dict[str, Any]]
+) -> None:
     frame = clicks().with_columns(
         user=pl.col("user").cast(pl.String) + "x",
         tags=pl.concat_list("user", "ts").cast(pl.List(pl.String)),
     )
     frame.write_ndjson("clicks.ndjson")
     tags = {"name": "tags", "encoder": "hashed", "num_buckets": 9, "length": 3}
-    prepared = prepare(job_of({"source": "clicks.ndjson"}, [USER, tags], user="user"))
+    prepared = prepare(job_of({"source": "clicks.ndjson"}, [*click_columns, tags], user="user"))
     (batch,) = Reader(prepared.dataset("train"), 1000, seed=0, shuffle=False).epoch(0)
-    assert batch.codes.shape == (320, 4)
-    assert (batch.codes[:, 1:3] > 0).all()
-    assert (batch.codes[:, 3] == 0).all()
+    assert batch.codes.shape == (320, 6)
+    assert (batch.codes[:, 3:5] > 0).all()
+    assert (batch.codes[:, 5] == 0).all()
     users = frame.filter(pl.col("ts") < 1_700_000_320)["user"]
     assert batch.group is not None
     assert len(np.unique(batch.group)) == users.n_unique()
@@ -233,7 +234,9 @@ def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch, job
 # Use again, and never half.
 
 
-def test_equal_jobs_and_inputs_use_the_same_folder_again(job_of: JobOf) -> None:
+def test_equal_jobs_and_inputs_use_the_same_folder_again(
+    job_of: JobOf, click_columns: list[dict[str, Any]]
+) -> None:
     clicks().write_csv("clicks.csv")
     first = prepare(job_of())
     before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
@@ -241,7 +244,7 @@ def test_equal_jobs_and_inputs_use_the_same_folder_again(job_of: JobOf) -> None:
     assert prepare(job_of({"negative_rate": 0.5})).path == first.path
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
     assert first.path.parent == Path("prepared/clicks")
-    assert prepare(job_of(columns=[USER])).path != first.path
+    assert prepare(job_of(columns=click_columns[:2])).path != first.path
     assert prepare(job_of({"filter": "user > 1"})).path != first.path
     clicks(seed=1).write_csv("clicks.csv")
     assert prepare(job_of()).path != first.path
@@ -319,13 +322,15 @@ def started_and_staging(job_of: JobOf) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up(job_of: JobOf) -> None:
+def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up(
+    job_of: JobOf, click_columns: list[dict[str, Any]]
+) -> None:
     clicks().write_csv("clicks.csv")
     process = started_and_staging(job_of)
     folder = Path("prepared/clicks")
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
     # A prepare beside it that works leaves the other's folder alone.
-    prepare(job_of(columns=[USER]))
+    prepare(job_of(columns=click_columns[:2]))
     assert len(list(folder.glob(".tmp-*"))) == 1
     process.send_signal(signal.SIGKILL)
     process.communicate()
