@@ -20,12 +20,12 @@ from headwater.serving.errors import QueueFullError, TooLargeError
 from headwater.serving.metrics import Metrics
 
 BURST_REQUESTS = 64
-"""In a burst, a request may wait for so many of the usual size."""
+"""In a burst, a request may wait for so many of the usual size, which the runners share."""
 
 LEAST_BURST_S = 0.05
 
 OVERLOAD_REQUESTS = 2
-"""In overload, it may wait for so many: one that is being scored, and one that keeps the runner busy."""
+"""In overload, it may wait for so many of a runner: one that is being scored, and one that keeps it busy."""
 
 LEAST_OVERLOAD_S = 0.005
 
@@ -57,8 +57,9 @@ class _Speed:
 class Admission:
     """What is in hand, what it will take, and what is allowed; all methods are the event loop's.
 
-    `max_wait_s` bounds the estimated wait; None: as long as `BURST_REQUESTS` of the usual size take, between
-    50 ms and a tenth of `timeout_s`, after which a request is given up. `max_queue_rows` bounds memory.
+    `max_wait_s` bounds the estimated wait; None: as long as the runners take for `BURST_REQUESTS` of the
+    usual size, between 50 ms and a tenth of `timeout_s`, after which a request is given up.
+    `max_queue_rows` bounds memory.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Admission:
     def _burst_s(self) -> float:
         if self._max_wait_s is not None:
             return self._max_wait_s
-        burst_s = max(LEAST_BURST_S, BURST_REQUESTS * self.usual_s)
+        burst_s = max(LEAST_BURST_S, BURST_REQUESTS * self.usual_s / self._num_runners)
         # Never below what keeps a runner busy, however slow the model.
         return max(self._overload_s, min(burst_s, self._timeout_s / 10))
 

@@ -4,10 +4,10 @@
     .venv/bin/python tests/benchmarks/traffic.py overload --seconds 60
 
 Half of the requests have 1 candidate, half 100, in random order: the Open Inference Protocol on the release
-`ids` of `releases.py` (39 int64 inputs, FinalMLP). Client and server share the machine: `--runners 1` leaves
-a core to the client and the event loop. Capacity is what 8 connections get out of the server in a closed
-loop. Then requests leave at a given share of it, at random (`poisson`) or even intervals, and their latency
-counts from when they were due (see `open_loop.py`).
+`ids` of `releases.py` (39 int64 inputs, FinalMLP). The server runs with its defaults and shares the machine
+with the client. Capacity is what 8 connections get out of the server in a closed loop. Then requests leave at
+a given share of it, at random (`poisson`) or even intervals, and their latency counts from when they were due
+(see `open_loop.py`).
 
 - `soak`: 70 % of capacity, which is measured anew before each minute, as the speed of a virtual machine
   drifts. p99 at most 4 times p50, over all requests; every answer is 200; resident memory is flat: its
@@ -225,7 +225,6 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of each stretch of overload")
     parser.add_argument("--arrivals", choices=("poisson", "even"), default="poisson")
     parser.add_argument("--form", choices=("json", "binary"), default="json")
-    parser.add_argument("--runners", type=int, default=1)
     parser.add_argument("--release", type=Path, help="releases folder with `ids`; default: made")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     arguments = parser.parse_args(words)
@@ -234,13 +233,12 @@ def main(words: Sequence[str]) -> None:
         if arguments.release is None:
             make_release(releases, "ids")
         command = [Path(sys.executable).with_name("headwater"), "serve", releases, "--json"]
-        options = ["--port", "0", "--runners", str(arguments.runners)]
-        with running([*command, *options]) as (pid, line):
+        with running([*command, "--port", "0"]) as (pid, line):
             target = Target(json.loads(line)["url"], pid, arguments)
             capacity = target.capacity()
             print(
-                f"{machine()}; {arguments.runners} runner, {arguments.form}, {arguments.arrivals} arrivals; "
-                f"capacity {capacity:.0f} requests/s at first\n"
+                f"{machine()}; {arguments.form}, {arguments.arrivals} arrivals; capacity {capacity:.0f} "
+                "requests/s at first\n"
             )
             load = soak if arguments.what == "soak" else overload
             stretches = [stretch.figures() for stretch in load(target, capacity, arguments)]
