@@ -6,7 +6,7 @@ count, so a large request is refused no more often than a small one, and a refus
 
 A burst may wait long: at 70 % of capacity, requests that come by chance wait for ten and more now and
 then, and a pool of 32 clients is welcome. Where more is asked than can be done for longer than that, the
-excess has to be refused in any case: then a queue only makes the others late, and the limit is short.
+excess has to be refused in any case: then a queue mostly makes the others late, and the limit is short.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from headwater.serving.errors import QueueFullError, TooLargeError
 from headwater.serving.metrics import Metrics
 
 BURST_REQUESTS = 64
-"""In a burst, a request may wait for so many of the usual size, which the runners share."""
+"""In a burst, a request may wait for so many of the usual size."""
 
 LEAST_BURST_S = 0.05
 
 OVERLOAD_REQUESTS = 2
-"""In overload, it may wait for so many of a runner: one that is being scored, and one that keeps it busy."""
+"""In overload, it may wait for so many: one that is being scored, and one that keeps the runner busy."""
 
 LEAST_OVERLOAD_S = 0.005
 
@@ -57,9 +57,8 @@ class _Speed:
 class Admission:
     """What is in hand, what it will take, and what is allowed; all methods are the event loop's.
 
-    `max_wait_s` bounds the estimated wait; None: as long as the runners take for `BURST_REQUESTS` of the
-    usual size, between 50 ms and a tenth of `timeout_s`, after which a request is given up.
-    `max_queue_rows` bounds memory.
+    `max_wait_s` bounds the estimated wait; None: as long as `BURST_REQUESTS` of the usual size take, between
+    50 ms and a tenth of `timeout_s`, after which a request is given up. `max_queue_rows` bounds memory.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Admission:
     def _burst_s(self) -> float:
         if self._max_wait_s is not None:
             return self._max_wait_s
-        burst_s = max(LEAST_BURST_S, BURST_REQUESTS * self.usual_s / self._num_runners)
+        burst_s = max(LEAST_BURST_S, BURST_REQUESTS * self.usual_s)
         # Never below what keeps a runner busy, however slow the model.
         return max(self._overload_s, min(burst_s, self._timeout_s / 10))
 

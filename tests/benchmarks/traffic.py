@@ -5,9 +5,10 @@
 
 Half of the requests have 1 candidate, half 100, in random order: the Open Inference Protocol on the release
 `ids` of `releases.py` (39 int64 inputs, FinalMLP). The server runs with its defaults and shares the machine
-with the client. Capacity is what 8 connections get out of the server in a closed loop. Then requests leave at
-a given share of it, at random (`poisson`) or even intervals, and their latency counts from when they were due
-(see `open_loop.py`).
+with the client. Capacity is what `--connections` get out of the server in a closed loop: 32 make batches that
+are large enough for all that it can do, 8 get some two thirds of that. Then requests leave at a given share
+of it, at random (`poisson`) or even intervals, and their latency counts from when they were due (see
+`open_loop.py`).
 
 - `soak`: 70 % of capacity, which is measured anew before each minute, as the speed of a virtual machine
   drifts. p99 at most 4 times p50, over all requests; every answer is 200; resident memory is flat: its
@@ -40,7 +41,6 @@ from releases import make_release, rows
 SIZES = (1, 100)
 BODIES = 16
 """Bodies of each size."""
-CONNECTIONS = 8
 ONSET_S = 2.0
 UNLOADED, STEADY, OVERLOAD = 0.2, 0.7, 1.5
 
@@ -89,6 +89,7 @@ class Target:
         self._url = url
         self._pid = pid
         self._even = arguments.arrivals == "even"
+        self._connections: int = arguments.connections
         self._random = np.random.default_rng(0)
         self._payloads = [
             http_bytes("/v2/models/ids/infer", infer_body(rows("ids", size, seed), arguments.form))
@@ -108,7 +109,7 @@ class Target:
 
         async def stretch() -> float:
             pool = self._pool()
-            await pool.open(CONNECTIONS)
+            await pool.open(self._connections)
             outcome = await pool.closed_loop(self._kinds(2000))
             pool.close()
             if set(outcome.statuses()) != {200}:
@@ -224,6 +225,9 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--minutes", type=int, default=10, help="of soak")
     parser.add_argument("--seconds", type=float, default=60, help="of each stretch of overload")
     parser.add_argument("--arrivals", choices=("poisson", "even"), default="poisson")
+    parser.add_argument(
+        "--connections", type=int, default=32, help="of the closed loop that measures capacity"
+    )
     parser.add_argument("--form", choices=("json", "binary"), default="json")
     parser.add_argument("--release", type=Path, help="releases folder with `ids`; default: made")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
@@ -237,8 +241,8 @@ def main(words: Sequence[str]) -> None:
             target = Target(json.loads(line)["url"], pid, arguments)
             capacity = target.capacity()
             print(
-                f"{machine()}; {arguments.form}, {arguments.arrivals} arrivals; capacity {capacity:.0f} "
-                "requests/s at first\n"
+                f"{machine()}; {arguments.form}, {arguments.arrivals} arrivals; capacity with "
+                f"{arguments.connections} connections {capacity:.0f} requests/s at first\n"
             )
             load = soak if arguments.what == "soak" else overload
             stretches = [stretch.figures() for stretch in load(target, capacity, arguments)]

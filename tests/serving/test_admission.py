@@ -116,19 +116,8 @@ def test_at_150_percent_the_excess_is_refused_and_the_rest_is_as_quick_as_unload
     later_s = took_s[at_s > 2]
     assert np.nanpercentile(later_s, 99) < 2 * np.nanpercentile(unloaded_s, 99)
     assert 0.3 < np.isnan(later_s).mean() < 0.45
-    # For a moment the excess looked like a burst, which may wait for 64 requests that the runners share.
-    assert np.nanmax(took_s) < 0.35 / runners
-
-
-@pytest.mark.parametrize("runners", [1, 2, 4])
-def test_the_runners_share_the_requests_that_may_wait_in_a_burst(runners: int) -> None:
-    admission = _admission(_Clock(), num_runners=runners)
-    admission.scored("model", 100, 0.004)
-    admitted = 0
-    while not _refuses(admission):
-        admission.admit("model", 100)
-        admitted += 1
-    assert admitted == 64
+    # For a moment the excess looked like a burst, which may wait for 64 requests.
+    assert np.nanmax(took_s) < 0.35
 
 
 def test_overload_ends_soon_after_the_demand_fell() -> None:
