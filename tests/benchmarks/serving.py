@@ -36,6 +36,8 @@ from releases import KINDS, Kind, make_release, rows
 from headwater.serving.manifest import MODEL_NAME
 
 NUM_BODIES = 32
+PAUSE_S = 0.001
+"""About what passes between two requests of one client."""
 FORMS: tuple[Form, ...] = ("json", "binary")
 CONNECTIONS = (1, 8)
 TARGETS: dict[tuple[bool, Form, int], float] = {
@@ -68,27 +70,37 @@ class Turn:
 
 
 def serve_bare(model: Path, kind: Kind, num_rows: int) -> None:
-    """Call onnxruntime for as many seconds as each line of standard input says; print CPU ms a call."""
+    """Call onnxruntime as each line of standard input says, and print CPU ms a call.
+
+    A line has seconds, and the pause before each call in seconds.
+    """
     session = open_session(str(model))
     requests = [feeds(rows(kind, num_rows, seed)) for seed in range(NUM_BODIES)]
     first = session.run(["prob"], requests[0])[0]
     assert isinstance(first, np.ndarray)
     print(json.dumps(first.tolist()), flush=True)
     for line in sys.stdin:
-        calls = 0
-        start_s = time.process_time()
-        end_s = time.monotonic() + float(line)
+        seconds, pause_s = map(float, line.split())
+        calls, cpu_s = 0, 0.0
+        end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
+            if pause_s:
+                time.sleep(pause_s)
+            start_s = time.thread_time()
             session.run(["prob"], requests[calls % NUM_BODIES])
+            cpu_s += time.thread_time() - start_s
             calls += 1
-        print(1000 * (time.process_time() - start_s) / calls, flush=True)
+        print(1000 * cpu_s / calls, flush=True)
 
 
 @contextmanager
 def bare(
     model: Path, kind: Kind, num_rows: int
-) -> Generator[tuple[Callable[[float], float], list[float]]]:
-    """Give a function from seconds to CPU ms of a bare call, and the scores of the first request."""
+) -> Generator[tuple[Callable[..., float], list[float]]]:
+    """Give a function to CPU ms of a bare call, and the scores of the first request.
+
+    It takes seconds and the pause before each call in seconds.
+    """
     command = [sys.executable, __file__, "--bare", str(model), "--kinds", kind]
     child = subprocess.Popen(
         [*command, "--rows", str(num_rows)],
@@ -100,8 +112,8 @@ def bare(
     assert child.stdout is not None
     to_child, from_child = child.stdin, child.stdout
 
-    def run(seconds: float) -> float:
-        to_child.write(f"{seconds}\n")
+    def run(seconds: float, pause_s: float = 0.0) -> float:
+        to_child.write(f"{seconds} {pause_s}\n")
         to_child.flush()
         return float(from_child.readline())
 
@@ -156,6 +168,19 @@ def measure_kind(
     return turns
 
 
+def measure_pause(
+    releases: Path, kind: Kind, arguments: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """Return CPU ms of a bare call, one after the other and each after a pause, in turn."""
+    model = max(releases.glob(f"{kind}/[0-9]*")) / MODEL_NAME
+    with bare(model, kind, arguments.rows) as (call, _):
+        call(1)
+        return [
+            (call(arguments.seconds), call(arguments.seconds, PAUSE_S))
+            for _ in range(arguments.rounds)
+        ]
+
+
 def row(kind: Kind, cell: Cell, turns: Sequence[Turn]) -> list[str]:
     """Return a line of the table."""
     name, form, connections = cell
@@ -179,6 +204,7 @@ HEAD = (
     "inputs", "form", "connections", "server", "target", "efficiency", "bare CPU ms",
     "server CPU ms", "requests/s", "p50 ms", "p99 ms",
 )  # fmt: skip
+PAUSE_HEAD = ("inputs", "bare CPU ms", "after a pause, CPU ms", "bare / after a pause")
 
 
 def main() -> None:
@@ -204,6 +230,7 @@ def main() -> None:
         return
     figures: dict[str, Any] = {}
     lines: list[list[str]] = []
+    pauses: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         releases = arguments.releases or Path(folder)
         for kind in arguments.kinds:
@@ -212,11 +239,18 @@ def main() -> None:
             for cell, turns in measure_kind(releases, kind, arguments).items():
                 lines.append(row(kind, cell, turns))
                 figures[" ".join(map(str, (kind, *cell)))] = [asdict(turn) for turn in turns]
+            pairs = measure_pause(releases, kind, arguments)
+            columns = [ready for ready, _ in pairs], [late for _, late in pairs]
+            ratios = Spread.of(ready / late for ready, late in pairs)
+            pauses.append([kind, *(Spread.of(each).text() for each in columns), ratios.text()])
+            figures[f"{kind} pause"] = pairs
     print(f"{machine()}; onnxruntime {onnxruntime.__version__}, one thread, spinning off")
     print(
         f"{arguments.rows} rows a request, {arguments.runners} runner(s), {arguments.rounds} rounds"
     )
     print(table(HEAD, lines))
+    print(f"\nThe bare call, each after a pause of {1000 * PAUSE_S:g} ms\n")
+    print(table(PAUSE_HEAD, pauses))
     write_figures(arguments.out, figures)
 
 
