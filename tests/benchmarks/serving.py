@@ -55,6 +55,9 @@ TARGETS: dict[tuple[bool, Form, int], float] = {
 Cell = tuple[str, Form, int]
 """A server, the form of its requests, and connections."""
 
+Bare = Callable[[float, float], float]
+"""From seconds, and the pause before each call in seconds, to CPU ms of a bare call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -94,13 +97,8 @@ def serve_bare(model: Path, kind: Kind, num_rows: int) -> None:
 
 
 @contextmanager
-def bare(
-    model: Path, kind: Kind, num_rows: int
-) -> Generator[tuple[Callable[..., float], list[float]]]:
-    """Give a function to CPU ms of a bare call, and the scores of the first request.
-
-    It takes seconds and the pause before each call in seconds.
-    """
+def bare(model: Path, kind: Kind, num_rows: int) -> Generator[tuple[Bare, list[float]]]:
+    """Give a process that makes bare calls, and the scores of the first request."""
     command = [sys.executable, __file__, "--bare", str(model), "--kinds", kind]
     child = subprocess.Popen(
         [*command, "--rows", str(num_rows)],
@@ -112,7 +110,7 @@ def bare(
     assert child.stdout is not None
     to_child, from_child = child.stdin, child.stdout
 
-    def run(seconds: float, pause_s: float = 0.0) -> float:
+    def run(seconds: float, pause_s: float) -> float:
         to_child.write(f"{seconds} {pause_s}\n")
         to_child.flush()
         return float(from_child.readline())
@@ -126,8 +124,8 @@ def bare(
 
 def measure_kind(
     releases: Path, kind: Kind, arguments: argparse.Namespace
-) -> dict[Cell, list[Turn]]:
-    """Return the turns of each server, form and number of connections."""
+) -> tuple[dict[Cell, list[Turn]], list[tuple[float, float]]]:
+    """Return the turns of each server, form and number of connections, and those of `measure_pause`."""
     model = max(releases.glob(f"{kind}/[0-9]*")) / MODEL_NAME
     command = [sys.executable, "-m", "headwater.pipelines.cli", "serve", releases, "--json"]
     command += ["--port", "0", "--runners", str(arguments.runners), "--max-wait-ms", "1000"]
@@ -157,28 +155,23 @@ def measure_kind(
                 for name, run in clients.items():
                     run(connections=connections, seconds=1)
                     turns[name, form, connections] = []
-                before_ms = call(arguments.seconds)
+                before_ms = call(arguments.seconds, 0)
                 for _ in range(arguments.rounds):
                     for name, run in clients.items():
                         load = run(connections=connections, seconds=arguments.seconds)
-                        after_ms = call(arguments.seconds)
+                        after_ms = call(arguments.seconds, 0)
                         turn = Turn(load, (before_ms + after_ms) / 2)
                         turns[name, form, connections].append(turn)
                         before_ms = after_ms
-    return turns
+        return turns, measure_pause(call, arguments)
 
 
-def measure_pause(
-    releases: Path, kind: Kind, arguments: argparse.Namespace
-) -> list[tuple[float, float]]:
+def measure_pause(call: Bare, arguments: argparse.Namespace) -> list[tuple[float, float]]:
     """Return CPU ms of a bare call, one after the other and each after a pause, in turn."""
-    model = max(releases.glob(f"{kind}/[0-9]*")) / MODEL_NAME
-    with bare(model, kind, arguments.rows) as (call, _):
-        call(1)
-        return [
-            (call(arguments.seconds), call(arguments.seconds, PAUSE_S))
-            for _ in range(arguments.rounds)
-        ]
+    return [
+        (call(arguments.seconds, 0), call(arguments.seconds, PAUSE_S))
+        for _ in range(arguments.rounds)
+    ]
 
 
 def row(kind: Kind, cell: Cell, turns: Sequence[Turn]) -> list[str]:
@@ -198,6 +191,13 @@ def row(kind: Kind, cell: Cell, turns: Sequence[Turn]) -> list[str]:
         Spread.of(turn.load.p50_ms for turn in turns).text(1),
         Spread.of(turn.load.p99_ms for turn in turns).text(1),
     ]
+
+
+def pause_row(kind: Kind, pairs: Sequence[tuple[float, float]]) -> list[str]:
+    """Return a line of the table of pauses."""
+    ready, late = zip(*pairs, strict=True)
+    ratios = Spread.of(at_once / after for at_once, after in pairs)
+    return [kind, Spread.of(ready).text(), Spread.of(late).text(), ratios.text()]
 
 
 HEAD = (
@@ -236,13 +236,11 @@ def main() -> None:
         for kind in arguments.kinds:
             if arguments.releases is None:
                 make_release(releases, kind)
-            for cell, turns in measure_kind(releases, kind, arguments).items():
+            cells, pairs = measure_kind(releases, kind, arguments)
+            for cell, turns in cells.items():
                 lines.append(row(kind, cell, turns))
                 figures[" ".join(map(str, (kind, *cell)))] = [asdict(turn) for turn in turns]
-            pairs = measure_pause(releases, kind, arguments)
-            columns = [ready for ready, _ in pairs], [late for _, late in pairs]
-            ratios = Spread.of(ready / late for ready, late in pairs)
-            pauses.append([kind, *(Spread.of(each).text() for each in columns), ratios.text()])
+            pauses.append(pause_row(kind, pairs))
             figures[f"{kind} pause"] = pairs
     print(f"{machine()}; onnxruntime {onnxruntime.__version__}, one thread, spinning off")
     print(
