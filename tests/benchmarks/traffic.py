@@ -79,6 +79,7 @@ class Stretch:
             "server_cores": self.server_cores,
             "client_cores": self.client_cores,
             "late_looks": self.late_looks,
+            "memory_mib": median(self.memory_mib),
         }
 
 
@@ -256,6 +257,7 @@ def main(words: Sequence[str]) -> None:
             f"{stretch['client_cores']:.2f}",
             f"{stretch['server_cores']:.2f}",
             f"{stretch['late_looks']:.1%}",
+            f"{stretch['memory_mib']:.1f}",
         )
         for stretch in stretches
     ]
@@ -268,6 +270,7 @@ def main(words: Sequence[str]) -> None:
         "client cores",
         "server cores",
         "event loop > 5 ms late",
+        "memory MiB",
     )
     print(f"\n{table(head, cells)}")
     settings = {name: str(value) for name, value in vars(arguments).items()}

@@ -67,14 +67,13 @@ sys.exit(main(["train", *sys.argv[4:]]))
 @pytest.mark.parametrize(
     ("mode", "kills"),
     [
-        (MODES[0], len(KINDS)),
+        pytest.param(MODES[0], len(KINDS), marks=pytest.mark.timeout(600)),
         *(
             pytest.param(mode, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
             for mode in MODES
         ),
     ],
 )
-@pytest.mark.timeout(600)
 def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
     mode: str,
     kills: int,
