@@ -14,6 +14,8 @@ import errno
 import json
 import os
 import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.console import to_json
 from headwater.pipelines.job import Job, dump_job, load_job
-from headwater.pipelines.output import write_whole, writing
+from headwater.pipelines.output import locked, write_whole, writing
 
 RUNS = Path("runs")
 
@@ -48,6 +50,21 @@ class Run:
     def is_complete(self) -> bool:
         """True when training has ended by itself."""
         return (self.path / "metrics.json").is_file()
+
+    @contextmanager
+    def training(self) -> Generator[None]:
+        """Keep other processes from training in this run; RunError where one does.
+
+        What torchrun started lives on when torchrun itself is killed, and would go on writing here.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path, wait=False))
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path}: another process is training it. Wait for its end, or stop it first."
+                ) from None
+            yield
 
     def read(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the run, as `metrics.json`; RunError if absent or not JSON."""

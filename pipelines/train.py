@@ -7,6 +7,7 @@ seed, data and thread count the weights are the same bit by bit, also after a ki
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ def train(
         Folder of all runs.
 
     Raises JobError for a setting that the machine or the data cannot meet, DataError where validation
-    rows have one class only, TrainingError on a non-finite loss, OutputError on a full disk.
+    rows have one class only, RunError where `run` does not fit or another process trains it, TrainingError
+    on a non-finite loss, OutputError on a full disk.
     """
     ranks = find_ranks()
     device = choose_device(job, ranks)
@@ -67,12 +69,13 @@ def train(
         ranks.barrier()
         job = resolve(job)
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
-    loop = Loop(job, prepared, data, run, placement, device, ranks)
-    if resume:
-        loop.resume()
-    try:
-        loop.train()
-    except KeyboardInterrupt:
-        note(f"stopped; go on with: headwater train --resume {run.path}")
-        raise
+    with run.training() if ranks.is_first else nullcontext():
+        loop = Loop(job, prepared, data, run, placement, device, ranks)
+        if resume:
+            loop.resume()
+        try:
+            loop.train()
+        except KeyboardInterrupt:
+            note(f"stopped; go on with: headwater train --resume {run.path}")
+            raise
     return run

@@ -30,6 +30,7 @@ from headwater.models import registry
 from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.evaluate import evaluate
 from headwater.pipelines.job import Job
+from headwater.pipelines.output import locked
 from headwater.pipelines.runs import Run, create_run, open_run
 from headwater.pipelines.train import train
 from headwater.pipelines.training import assemble
@@ -271,6 +272,15 @@ def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(
     same_training(run.path, expected.path)
 
 
+def test_a_run_is_trained_by_one_at_a_time(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    run = create_run(tiny_job(epochs=1), tmp_path)
+    with run.training(), pytest.raises(RunError, match="another process is training it"):
+        train(run.job, tiny_prepared, run=run, resume=True)
+    assert train(run.job, tiny_prepared, run=run, resume=True).is_complete
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_train_like_one_and_resume_after_a_kill(
@@ -297,8 +307,18 @@ def test_two_processes_train_like_one_and_resume_after_a_kill(
     assert metrics["valid"]["auc"] == pytest.approx(alone["valid"]["auc"], abs=0.03)
     process = start(killed)
     wait_for(process, killed.path / "log.jsonl", 9, tmp_path / "stderr")
-    os.killpg(process.pid, signal.SIGKILL)
+    ranks = [int(path.read_text()) for path in killed.path.parent.glob(f"{killed.path.name}.*.pid")]
+    assert len(ranks) == 2
+    for pid in (*ranks, process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)  # torchrun alone: each rank is in a session of its own
     process.wait()
+    with pytest.raises(RunError, match="another process is training it"):
+        train(killed.job, tiny_prepared, run=killed, resume=True)
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    with locked(killed.path):
+        pass  # now they are gone
     assert not killed.is_complete
     with pytest.raises(RunError, match="trained by 2 processes, found 1"):
         train(killed.job, tiny_prepared, run=killed, resume=True)
@@ -309,7 +329,7 @@ def test_two_processes_train_like_one_and_resume_after_a_kill(
 
 
 RESUME = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from headwater.pipelines.data.prepared import load_prepared
@@ -318,6 +338,7 @@ from headwater.pipelines.train import train
 
 torch.set_num_threads(1)
 run = open_run(sys.argv[1])
+Path(f"{run.path}.{os.environ['RANK']}.pid").write_text(str(os.getpid()))
 train(run.job, load_prepared(Path(sys.argv[2])), run=run, resume=True)
 """
 
