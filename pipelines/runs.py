@@ -53,17 +53,19 @@ class Run:
 
     @contextmanager
     def training(self) -> Generator[None]:
-        """Keep other processes from training in this run; RunError where one does.
+        """Keep other processes from training in this run; RunError where one does, OutputError without locks.
 
         What torchrun started lives on when torchrun itself is killed, and would go on writing here.
         """
         with ExitStack() as stack:
-            try:
-                stack.enter_context(locked(self.path, wait=False))
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.path}: another process is training it. Wait for its end, or stop it first."
-                ) from None
+            with writing(self.path):
+                try:
+                    stack.enter_context(locked(self.path, wait=False))
+                except BlockingIOError:
+                    raise RunError(
+                        f"{self.path}: another process is training it. "
+                        "Wait for its end, or stop it first."
+                    ) from None
             yield
 
     def read(self, name: str) -> dict[str, Any]:
