@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from headwater.feature_store import schema as fs
+from headwater.feature_store.convert import element_type
 from headwater.feature_store.encoders import Calendar, Codes, Column, Crossed, Declared
 from headwater.feature_store.errors import DataError, FeatureError
 from headwater.feature_store.normalise import (
-    data_errors,
-    element_type,
     infer_dtype,
     missing_column,
-    normalise,
+    named,
+    normal_form,
 )
 from headwater.feature_store.polars_compiler import combine, encode
 
@@ -55,7 +55,7 @@ def fit(
     `dtypes` has each raw column by name, as `raw_columns` gives them; `together` is all fragments
     as one frame, where the caller has a better one than their concatenation. Features are fitted
     one after the other, each from the columns that it reads. Raises FeatureError where an encoder
-    cannot take its column, DataError where a value is not of the column's type.
+    cannot take its column, DataError where rows are not in normal form.
     """
     if not fragments:
         raise DataError("no rows to fit the features on: the training data is empty.")
@@ -97,14 +97,13 @@ def partial(
     there is: what can no longer count is left out.
     """
     needed = _raw_of(encoders, dtypes) | {column.name: column for column in schema.raw}
-    rows = normalise(fragment, list(needed.values()))
+    rows = _in_normal_form(fragment, needed.values())
     queries: dict[str, pl.LazyFrame] = {}
     for encoder in encoders:
         query = encoder.partial(_values(encoder, rows, dtypes, schema))
         if query is not None:
             queries[encoder.name] = encoder.relevant(query) if complete else query
-    with data_errors():
-        frames = pl.collect_all(list(queries.values()), engine="streaming")
+    frames = pl.collect_all(list(queries.values()), engine="streaming")
     return dict(zip(queries, frames, strict=True))
 
 
@@ -285,6 +284,23 @@ def _raw_of(
     return {name: dtypes[name] for name in names}
 
 
+def _in_normal_form(rows: pl.LazyFrame, raw: Iterable[fs.RawColumn]) -> pl.LazyFrame:
+    """Return rows in normal form; DataError where a column may hold what has none."""
+    found = rows.collect_schema()
+    forms: list[pl.Expr] = []
+    for each in raw:
+        if each.name not in found:
+            raise DataError(missing_column(each.name, found.names()))
+        form = normal_form(each, found[each.name])
+        if form.wrong is not None:
+            raise DataError(
+                f"column {each.name!r}: found {found[each.name]}, expected {each.dtype} in normal form: "
+                f"some values may have none. Bring the rows to it by `normalise` first."
+            )
+        forms.append(form.value.alias(each.name))
+    return rows.with_columns(forms)
+
+
 def _values(
     encoder: Declared,
     rows: pl.LazyFrame,
@@ -294,7 +310,7 @@ def _values(
     """Return the column `value` of all values, or combinations of codes, that are not missing."""
     if isinstance(encoder, Column):
         raw = dtypes[encoder.inputs[0]]
-        value = pl.col(raw.name)
+        value = named(raw.name)
         return rows.select((value.explode() if raw.is_list else value).alias("value")).drop_nulls()
     expressions = dict(zip((each.name for each in schema.columns), encode(schema), strict=True))
     cross = _cross(encoder, {column.name: column for column in schema.columns})

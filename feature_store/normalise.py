@@ -1,20 +1,21 @@
 """Raw columns of any type that logs come in, brought to the three types that encoders read.
 
-Integers, bools and unsigned integers become Int64; floats and decimals Float64; categories String;
-dates and datetimes Int64 milliseconds UTC (a datetime without zone is UTC). Null, NaN, '' and
+Integers, bools and decimals without a fraction become Int64; floats and other decimals Float64; categories
+String; dates and datetimes Int64 milliseconds UTC (a datetime without zone is UTC). Null, NaN, '' and
 INT64_MIN are one thing afterwards: null. A list is one of those three types by element.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from decimal import Decimal
 
 import polars as pl
+import polars.selectors as cs
 
 from headwater.feature_store import schema as fs
+from headwater.feature_store.convert import Conversion, convert, element_type, is_integer
 from headwater.feature_store.errors import DataError
 
 POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
@@ -24,58 +25,71 @@ POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
 }
 
 
-def normalise(lf: pl.LazyFrame, raw: Sequence[fs.RawColumn]) -> pl.LazyFrame:
-    """Return the frame with the columns `raw` in normal form and all others as they were.
+def named(name: str) -> pl.Expr:
+    """Return the column of exactly this name: `pl.col` takes `*` and `^..$` for patterns."""
+    is_pattern = name == "*" or (name.startswith("^") and name.endswith("$"))
+    return cs.by_name(name).as_expr() if is_pattern else pl.col(name)
 
-    Raises DataError for an absent column or a type that cannot become the wanted one. A single
-    value that cannot, as the text 'N/A' in an int64 column, shows when the frame is collected:
-    collect inside `data_errors()`.
+
+def normalise(frame: pl.DataFrame, raw: Sequence[fs.RawColumn]) -> pl.DataFrame:
+    """Return a frame with the columns `raw` in normal form and all others as they were.
+
+    Raises DataError for an absent column, a type that cannot become the wanted one, and a value that
+    cannot, with its row from 1.
     """
-    found = lf.collect_schema()
-    for column in raw:
-        if column.name not in found:
-            raise DataError(missing_column(column.name, found.names()))
-    return lf.with_columns(normal_form(column, found[column.name]) for column in raw)
+    for each in raw:
+        if each.name not in frame.columns:
+            raise DataError(missing_column(each.name, frame.columns))
+    forms = [normal_form(each, frame.schema[each.name]) for each in raw]
+    for each, form in zip(raw, forms, strict=True):
+        if form.wrong is None:
+            continue
+        for row in frame.select(form.wrong).to_series().arg_true().head(1):
+            found = shown_at(frame.get_column(each.name), row)
+            raise DataError(
+                f"row {row + 1}, column {each.name!r}: {wrong_value(found, each.dtype)}"
+            )
+    return frame.with_columns(
+        form.value.alias(each.name) for each, form in zip(raw, forms, strict=True)
+    )
 
 
-def normal_form(column: fs.RawColumn, found: pl.DataType) -> pl.Expr:
+def normal_form(raw: fs.RawColumn, found: pl.DataType) -> Conversion:
     """Return a raw column, which the data has as type `found`, in normal form.
 
     Raises DataError where no value of that type can become the wanted one.
     """
-    source = pl.col(column.name)
-    if column.is_list != isinstance(found, pl.List | pl.Array):
-        shape = "a list" if column.is_list else "one value an example"
-        raise DataError(f"column {column.name!r}: expected {shape}, found {found}.")
-    if isinstance(found, pl.Array):
-        source = source.arr.to_list()
-    if isinstance(found, pl.List | pl.Array):
-        return source.list.eval(_scalar(pl.element(), element_type(found), column))
-    return _scalar(source, found, column)
-
-
-def always_converts(column: fs.RawColumn, found: pl.DataType) -> bool:
-    """Return whether every value of type `found`, for which there is a normal form, has one."""
+    source = named(raw.name)
+    if raw.is_list != isinstance(found, pl.List | pl.Array):
+        shape = "a list" if raw.is_list else "one value an example"
+        raise DataError(f"column {raw.name!r}: expected {shape}, found {found}.")
     inner = element_type(found) if isinstance(found, pl.List | pl.Array) else found
-    if isinstance(inner, pl.String | pl.Categorical | pl.Enum):
-        return column.dtype == "string"
-    if column.dtype == "int64":
-        return not (inner.is_float() or inner.is_decimal() or isinstance(inner, pl.UInt64))
-    return True
+    wanted = POLARS_TYPES[raw.dtype]
+    element = convert(pl.element(), inner, wanted)
+    if element is None:
+        raise DataError(f"column {raw.name!r}: {_refused_type(inner, raw.dtype)}")
+    if not raw.is_list:
+        converted = convert(source, found, wanted)
+        assert converted is not None
+        return Conversion(_without_missing(converted.value, raw.dtype), converted.wrong)
+    converted = convert(source, found, pl.List(wanted))
+    assert converted is not None
+    entries = converted.value.list.eval(_without_missing(pl.element(), raw.dtype))
+    return Conversion(entries, converted.wrong)
 
 
 def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
     """Return the raw column that Polars' type suggests; DataError where no encoder reads it."""
     is_list = isinstance(dtype, pl.List | pl.Array)
     inner = element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
-    if inner.is_integer() or inner.is_temporal() or isinstance(inner, pl.Boolean | pl.Null):
+    if is_integer(inner) or inner.is_temporal() or isinstance(inner, pl.Boolean | pl.Null):
         wanted: fs.Dtype = "int64"
     elif inner.is_numeric():
         wanted = "double"
     else:
         wanted = "string"
     raw = fs.RawColumn(name=name, dtype=wanted, is_list=is_list)
-    _scalar(pl.element(), inner, raw)
+    normal_form(raw, dtype)
     return raw
 
 
@@ -86,71 +100,48 @@ def missing_column(name: str, columns: Sequence[str]) -> str:
     return f"column {name!r} is not in the data, which has: {', '.join(columns)}.{hint}"
 
 
-@contextmanager
-def data_errors(source: str = "data") -> Generator[None]:
-    """Raise DataError, with `source` and column, for a value that could not be read as its type."""
-    try:
-        yield
-    except pl.exceptions.InvalidOperationError as error:
-        pattern = r"conversion from `(.+?)` to `(.+?)` failed in column '(.*?)' for (.*)"
-        match = re.search(pattern, str(error))
-        if match is None:
-            raise
-        found, wanted, column, values = match.groups()
-        words = {"i64": "int64", "f64": "double", "str": "string"}
-        found, wanted = words.get(found, found), words.get(wanted, wanted)
-        raise DataError(
-            f"{source}: column {column!r}: expected {wanted}, found {found} for {values}. Clean "
-            f"the values, or set the feature's `dtype` or its `column`."
-        ) from None
+def wrong_value(found: str, dtype: fs.Dtype) -> str:
+    """Return the message for a value that cannot be read as the type of its column."""
+    expected = {
+        "int64": "int64: a whole number of 64 bits (a time: ISO 8601 or milliseconds, UTC)",
+        "double": "double: a number",
+        "string": "string: a text",
+    }[dtype]
+    return (
+        f"found {found}, expected {expected}. Correct the value, leave it empty (a missing value is "
+        f"allowed), or train with another `dtype` of the feature."
+    )
 
 
-def element_type(dtype: pl.List | pl.Array) -> pl.DataType:
-    """Return the type of a list's entries."""
-    inner = dtype.inner
-    return inner if isinstance(inner, pl.DataType) else inner()
+def shown_at(column: pl.Series, row: int) -> str:
+    """Return a value as messages show it: a list by its entries, a decimal by its digits."""
+    if isinstance(column.dtype, pl.List | pl.Array):
+        entries = column[row]
+        return f"[{', '.join(shown_at(entries, place) for place in range(len(entries)))}]"
+    if isinstance(column.dtype, pl.Datetime | pl.Date):
+        # Python has no times beyond the year 9999.
+        since = column.dt.timestamp("ms")[row] if column[row : row + 1].null_count() == 0 else None
+        return f"{since} (ms since 1970)"
+    value = column[row]
+    return str(value) if isinstance(value, Decimal) else repr(value)
 
 
-def _scalar(value: pl.Expr, found: pl.DataType, column: fs.RawColumn) -> pl.Expr:
-    """Return one value in normal form; DataError where no value of type `found` can have it."""
-    if isinstance(found, pl.Categorical | pl.Enum):
-        value, found = value.cast(pl.String), pl.String()
-    if isinstance(found, pl.Date):
-        value, found = value.cast(pl.Datetime("ms")).dt.timestamp("ms"), pl.Int64()
-    elif isinstance(found, pl.Datetime):
-        value, found = value.dt.timestamp("ms"), pl.Int64()
-    wanted = POLARS_TYPES[column.dtype]
-    is_text, is_number = isinstance(found, pl.String), found.is_numeric()
-    if not (is_text or is_number or isinstance(found, pl.Boolean | pl.Null)):
-        raise DataError(
-            f"column {column.name!r}: {found} is no type that an encoder reads; cast it to a "
-            f"number, a text or a list of them, as by `derive` in [data]."
+def _refused_type(found: pl.DataType, dtype: fs.Dtype) -> str:
+    is_known = found.is_numeric() or isinstance(found, pl.String | pl.Boolean)
+    if is_known and dtype == "string":
+        return (
+            f"expected string, found {found}, which can be written in several ways; read it as double, or "
+            f"as int64 where all values are whole."
         )
-    if column.dtype == "string" and not (
-        is_text or found.is_integer() or isinstance(found, pl.Null)
-    ):
-        raise DataError(
-            f"column {column.name!r}: expected string, found {found}, which can be written in "
-            f"several ways; read it as double, or as int64 where all values are whole."
-        )
-    if is_text:
-        value = _without(value, "")
-    if is_number and not found.is_integer() and column.dtype == "int64":
-        value = _whole(value)
-    value = value.cast(wanted)
-    if column.dtype == "double":
+    return (
+        f"{found} is no type that an encoder reads; cast it to a number, a text or a list of them, as by "
+        f"`derive` in [data]."
+    )
+
+
+def _without_missing(value: pl.Expr, dtype: fs.Dtype) -> pl.Expr:
+    """Return a value with null for what the wire writes as missing."""
+    if dtype == "double":
         return value.fill_nan(None)
-    return _without(value, fs.INT64_MIN) if column.dtype == "int64" else value
-
-
-def _without(value: pl.Expr, missing: int | str) -> pl.Expr:
+    missing = fs.INT64_MIN if dtype == "int64" else ""
     return pl.when(value != missing).then(value)
-
-
-def _whole(value: pl.Expr) -> pl.Expr:
-    """Return the integers in a float; one with a fraction fails the cast, shown by its text."""
-    number = value.cast(pl.Float64).fill_nan(None)
-    integer = number.cast(pl.Int64, strict=False)
-    exact = integer.cast(pl.Float64) == number
-    refused = pl.when(~exact.fill_null(value=False)).then(number)
-    return pl.when(exact).then(integer).otherwise(refused.cast(pl.String).cast(pl.Int64))

@@ -1,4 +1,4 @@
-"""Programs as Polars expressions, and the one normal form of raw columns that they read.
+"""Programs as Polars expressions over raw columns in normal form (`normalise`).
 
 The other compiler of the same programs is `onnx_compiler`; a test holds that both give equal codes
 for any input. Every primitive is total: a missing value enters as the wire writes it (NaN, '',
@@ -16,9 +16,7 @@ import polars as pl
 import polars_hash
 
 from headwater.feature_store import schema as fs
-from headwater.feature_store.normalise import data_errors, normalise
-
-__all__ = ["combine", "data_errors", "encode", "encode_frame", "missing_and_unknown", "normalise"]
+from headwater.feature_store.normalise import named
 
 WIRE_MISSING: dict[fs.Dtype, float | int | str] = {
     "int64": fs.INT64_MIN,
@@ -43,11 +41,11 @@ def encode(schema: fs.Schema) -> list[pl.Expr]:
             return _elementwise(crossed, "int64", column.steps[1:])
         source = raw[column.inputs[0]]
         if not source.is_list:
-            return _elementwise(pl.col(source.name), source.dtype, column.steps)
+            return _elementwise(named(source.name), source.dtype, column.steps)
         *steps, pad = column.steps
         assert isinstance(pad, fs.Pad), "the program of a list ends with Pad"
         entries = _elementwise(pl.element(), source.dtype, steps)
-        return _pad(pl.col(source.name).list.eval(entries), pad)
+        return _pad(named(source.name).list.eval(entries), pad)
 
     return [expression(column).alias(column.name) for column in schema.columns]
 
@@ -80,7 +78,7 @@ def missing_and_unknown(columns: Iterable[fs.EncodedColumn]) -> list[pl.Expr]:
     """
     counts: list[pl.Expr] = []
     for column in columns:
-        code = pl.col(column.name)
+        code = named(column.name)
         if isinstance(column.steps[-1], fs.Pad):
             missing = code.arr.max() == fs.MISSING_CODE
             unknown = code.arr.contains(fs.UNKNOWN_CODE)

@@ -16,7 +16,7 @@ from headwater.pipelines.commands import AsJson
 from headwater.pipelines.console import emit, note
 
 if TYPE_CHECKING:
-    from headwater.pipelines.data.formats import SourceFile
+    from headwater.pipelines.data.source_file import SourceFile
     from headwater.pipelines.first_job.guess import Guess
     from headwater.pipelines.first_job.profile import Look
 

@@ -6,6 +6,7 @@ defaults, then the file, then `--set key=value`.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,11 +44,62 @@ FolderName = Annotated[
 """A name that is one folder wherever it is put, and that the service does not pass over."""
 
 
+def _one_byte(text: str) -> str:
+    if not (text.isascii() and len(text) == 1 and text not in "\r\n"):
+        raise ValueError("expected one ASCII character")
+    return text
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError("no encoding of text that Python knows") from None
+    return name
+
+
+OneByte = Annotated[str, AfterValidator(_one_byte)]
+"""A character that is one byte in a file."""
+
+
+class CsvFormat(Config):
+    """How CSV and TSV files are written, where that is not as usual."""
+
+    delimiter: OneByte | None = None
+    """What divides the fields; a comma in `.csv`, a tab in `.tsv` when absent."""
+    quote: OneByte | Literal[""] = '"'
+    """What stands around a field that holds the delimiter; `""` where quotes are plain text."""
+    columns: list[str] | None = Field(default=None, min_length=1)
+    """Names of the columns, for files without a header."""
+    nulls: list[str] = []
+    """Texts that stand for a missing value, as `\\N`, beside the empty one."""
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    """Encoding of the text, as Python names it."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        twice = sorted(
+            {name for name in self.columns or () if (self.columns or []).count(name) > 1}
+        )
+        if twice:
+            raise ValueError(f"columns: {', '.join(twice)} named twice")
+        if self.delimiter is not None and self.delimiter == self.quote:
+            raise ValueError(f"delimiter and quote are both {self.quote!r}")
+        return self
+
+    def decoder(self) -> codecs.IncrementalDecoder | None:
+        """Return what decodes the text; None for UTF-8."""
+        name = codecs.lookup(self.encoding).name
+        return None if name in ("utf-8", "utf-8-sig") else codecs.getincrementaldecoder(name)()
+
+
 class Join(Config):
     """A side table joined to every row of the data, as users or items to ratings."""
 
     path: str | list[str]
     """Path, glob or fsspec URL of the side table (Parquet, CSV or NDJSON)."""
+    csv: CsvFormat = CsvFormat()
+    """How it is written, where it is CSV or TSV and not as usual."""
     on: str | list[str]
     """Key columns, of the same names on both sides; they must be unique in the side table."""
     how: Literal["left", "inner"] = "left"
@@ -131,6 +183,8 @@ class Data(Config):
     """All rows in one place, to be divided by `split`."""
     split: Split | None = None
     """How `source` is divided."""
+    csv: CsvFormat = CsvFormat()
+    """How CSV and TSV files are written, where that is not as usual."""
     join: list[Join] = []
     """Side tables."""
     derive: dict[str, str] = {}

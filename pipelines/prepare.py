@@ -23,9 +23,9 @@ from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import Schema, write_schema
 from headwater.pipelines.console import note
-from headwater.pipelines.data.columns import LABEL, TIME
 from headwater.pipelines.data.encoding import encode_splits
 from headwater.pipelines.data.in_place import in_place
+from headwater.pipelines.data.names import LABEL, ROW, TIME, raw_rows, staged_name
 from headwater.pipelines.data.prepared import (
     FORMAT_VERSION,
     SAMPLE,
@@ -38,7 +38,6 @@ from headwater.pipelines.data.prepared import (
     load_prepared,
     write_about,
 )
-from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.data.sources import find_files, fingerprint
 from headwater.pipelines.data.splits import Conditions, is_one_of, uniform
 from headwater.pipelines.data.staging import Part, Source, Staged, conditions, stage
@@ -122,15 +121,15 @@ def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping
         note(f"{source.table.path}: no rows for {split}; there will be no {split} metrics.")
     note(f"fit {len(source.job.features.columns)} features on {totals['train'][0]:,} rows")
     train, together = _chosen(staged, rule, "train", [part["train"][0] for part in counts])
-    schema = fit.fit(source.job.features.columns, train, source.raw, together=together)
+    raw = [raw_rows(rows, source.raw) for rows in (*train, together)]
+    schema = fit.fit(source.job.features.columns, raw[:-1], source.raw, together=raw[-1])
     write_schema(schema, folder / SCHEMA)
     chosen: Conditions = {split: rule[split] for split in present}
     statistics = encode_splits(staged, chosen, schema, folder, created)
     times = time_range_ms(train, in_ms=source.is_time_in_ms)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
     valid, _ = _chosen(staged, rule, "valid", [part["valid"][0] for part in counts])
-    sample = _sample(valid, schema)
-    sample.rename({LABEL: source.job.features.label}).write_parquet(folder / SAMPLE)
+    _sample(valid, schema, source.job.features.label).write_parquet(folder / SAMPLE)
     write_about(folder, present, created)
 
 
@@ -180,22 +179,24 @@ def _check_counts(counts: Mapping[SplitName, tuple[int, int]], path: str) -> Non
             )
 
 
-def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema) -> pl.DataFrame:
-    """Return the rows whose hash is smallest: the same for the same data, and from all of it."""
+def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema, label: str) -> pl.DataFrame:
+    """Return raw rows and label of the smallest hashes: the same for the same data, and from all of it."""
     numbers: NDArray[np.int64] = np.empty(0, np.int64)
     for rows in fragments:
         found = rows.select(ROW).collect(engine="streaming").to_series().to_numpy()
         numbers = np.concatenate([numbers, found])
         numbers = numbers[np.argsort(uniform(numbers, 0), kind="stable")[:SAMPLE_ROWS]]
     chosen = is_one_of(np.sort(numbers))
-    names = [*(column.name for column in schema.raw), LABEL]
+    names = {column.name: staged_name(column.name) for column in schema.raw} | {label: LABEL}
     # A column at a time: of all columns at once a large row group is more than is held elsewhere.
     return pl.DataFrame(
         [
             pl.concat(
-                rows.filter(chosen).select(name).collect(engine="streaming") for rows in fragments
-            ).to_series()
-            for name in names
+                rows.filter(chosen).select(staged).collect(engine="streaming") for rows in fragments
+            )
+            .to_series()
+            .alias(name)
+            for name, staged in names.items()
         ]
     )
 

@@ -18,12 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError, ReleaseError
-from headwater.feature_store.normalise import POLARS_TYPES, normalise
+from headwater.feature_store.normalise import normal_form
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data.columns import normal
 from headwater.pipelines.data.sources import Chunk, Table, find_files
-from headwater.pipelines.data.text_types import number
 from headwater.pipelines.output import whole_file
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release
@@ -66,9 +65,12 @@ def score(
     # What is written has the types of the file, so a CSV's fields, which have none, stay text in a CSV.
     # Only the copy that is scored takes the types of the release.
     text_to_text = out.suffix == ".csv" and all(file.is_text for file in table.files)
-    texts = [column.name for column in raw if column.dtype == "string"]
-    types = table.infer(names, as_text=names if text_to_text else texts, exact=True)
-    normalise(pl.LazyFrame(schema=types), raw)
+    dtypes: dict[str, Dtype] = {column.name: column.dtype for column in raw}
+    if text_to_text:
+        dtypes |= dict[str, Dtype].fromkeys(names, "string")
+    types = table.infer(names, dtypes=dtypes, exact=True)
+    for column in raw:
+        normal_form(column, types[column.name])
     rows = 0
     with (
         Progress("score", unit="rows") as bar,
@@ -76,10 +78,10 @@ def score(
     ):
         for chunk in table.chunks(names):
             path = table.files[chunk.file].path
-            readable = _readable(chunk, raw, path)
-            for start in range(0, len(readable), batch_rows):
+            inputs_of_chunk = _normal(chunk, raw, path)
+            for start in range(0, len(inputs_of_chunk), batch_rows):
                 batch = slice(start, start + batch_rows)
-                arrays = frame_to_arrays(readable[batch], inputs)
+                arrays = frame_to_arrays(inputs_of_chunk[batch], inputs)
                 scores = scorer.score(arrays)
                 first_row = chunk.first_row + start
                 require_finite(scores, arrays, where=f"{path}, ", first_row=first_row)
@@ -94,31 +96,13 @@ def score(
     }
 
 
-def _readable(chunk: Chunk, raw: Sequence[RawColumn], path: str) -> pl.DataFrame:
+def _normal(chunk: Chunk, raw: Sequence[RawColumn], path: str) -> pl.DataFrame:
     """Return the inputs of a chunk in normal form; DataError with the row of a value that has none."""
 
     def fail(row: int, column: str, message: str) -> None:
         raise DataError(f"{path}, row {chunk.first_row + row}, column {column!r}: {message}")
 
-    frame = chunk.frame.select(column.name for column in raw)
-    for column in raw:
-        dtype, text = POLARS_TYPES[column.dtype], pl.col(column.name)
-        if frame.schema[column.name] != pl.String or isinstance(dtype, pl.String):
-            continue
-        assert isinstance(dtype, pl.Int64 | pl.Float64)
-        values = number(text, dtype)
-        is_nan = text.cast(pl.Float64, strict=False).is_nan().fill_null(value=False)
-        wrong = frame.select(values.is_null() & (text != "") & ~is_nan).to_series()
-        for row in wrong.arg_true().head(1):
-            time = " (a datetime: ISO 8601 or milliseconds, UTC)" if column.dtype == "int64" else ""
-            fail(
-                row,
-                column.name,
-                f"found {frame[column.name][row]!r}, expected {column.dtype}{time}. Correct the value, or "
-                f"leave it empty: a missing value is allowed.",
-            )
-        frame = frame.with_columns(values)
-    return normal(frame, {column.name: column for column in raw}, fail)
+    return normal(chunk.frame, {column.name: column for column in raw}, fail)
 
 
 def frame_to_arrays(frame: pl.DataFrame, inputs: Iterable[Input]) -> Arrays:

@@ -154,15 +154,16 @@ def _check_columns(job: Job, result: Validation) -> None:
     from headwater.feature_store.fit import check, raw_columns
     from headwater.pipelines.data.rows import Rows
     from headwater.pipelines.data.sources import Table, find_files
-    from headwater.pipelines.data.staging import readable
+    from headwater.pipelines.data.staging import declared_dtypes, readable
 
     data = job.data
     files: list[Any] = []
     for patterns in (data.source, data.train, data.valid, data.test):
         for pattern in _list(patterns):
-            files += result.attempt(lambda pattern=pattern: find_files(pattern)) or []
+            files += result.attempt(lambda pattern=pattern: find_files(pattern, data.csv)) or []
     sides = [
-        result.attempt(lambda join=join: Table(find_files(join.path)).names()) for join in data.join
+        result.attempt(lambda join=join: Table(find_files(join.path, join.csv)).names())
+        for join in data.join
     ]
     if result.problems and (not files or None in sides):
         return
@@ -180,7 +181,8 @@ def _check_columns(job: Job, result: Validation) -> None:
             result.problems.append(
                 f"{table.path}: {reason}: column {name!r} is not in the data.{_near(name, known)}"
             )
-    rows = result.attempt(lambda: Rows(table, data, wanted))
+    dtypes = declared_dtypes(job.features.columns)
+    rows = result.attempt(lambda: Rows(table, data, wanted, dtypes=dtypes))
     if rows is None:
         return
     raw: dict[str, RawColumn] = {}

@@ -1,28 +1,41 @@
 """The columns that fitting and encoding read, as expressions over the rows of a job.
 
-Features come in the encoders' normal form and, under names of their own, label, weight, group, time and what
-the split rule needs. An expression that can fail on a value, or rows that are refused, are named with the raw
-column, so that whoever evaluates them can name the row.
+Features come in the encoders' normal form and, under names that no raw column can have, label, weight, group,
+time and what the split rule needs. Rows that are refused are told with the raw column, so that whoever
+evaluates the columns can name the row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import polars as pl
 import polars_hash
 
 from headwater.feature_store import schema as fs
+from headwater.feature_store import times
+from headwater.feature_store.convert import convert, double_of_text, element_type
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.normalise import infer_dtype, normal_form
-from headwater.pipelines.data import splits
+from headwater.feature_store.normalise import (
+    infer_dtype,
+    named,
+    normal_form,
+    shown_at,
+    wrong_value,
+)
+from headwater.pipelines.data.names import (
+    GROUP,
+    LABEL,
+    SPLIT_KEY,
+    SPLIT_USER,
+    TIME,
+    WEIGHT,
+    raw_rows,
+    staged_name,
+)
 from headwater.pipelines.data.prepared import SPLITS
 from headwater.pipelines.job import ColumnSplit, Features, LeaveOneOutSplit, Split, TimeSplit
-
-LABEL, WEIGHT, GROUP, TIME = "__label", "__weight", "__group", "__time"
-SPLIT = "__split"
 
 Types = Mapping[str, pl.DataType]
 
@@ -36,7 +49,8 @@ class Refusal:
 
     rows: pl.Expr
     """True where the row is refused, never null."""
-    message: Callable[[Any], str]
+    message: Callable[[str], str]
+    """Of the value as `shown_at` gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +60,31 @@ class StagedColumn:
     name: str
     column: str
     value: pl.Expr
-    raw: fs.RawColumn | None = None
-    """The normal form that `value` brings the raw column to; None where it cannot fail."""
     refusals: tuple[Refusal, ...] = ()
+    parses_text: bool = False
+    """True where numbers or times are read from text, which costs too much to do in every pass."""
 
 
 def staged_columns(
     raw: Mapping[str, fs.RawColumn], features: Features, rule: Split | None, types: Types
 ) -> list[StagedColumn]:
-    """Return all columns but `ROW` and `SPLIT`, over rows of the given types.
+    """Return all staged columns but ROW and SPLIT, over rows of the given types.
 
     Raises DataError for a type that has no label, weight, key or time.
     """
     staged = [_feature(column, types) for column in raw.values()]
     staged.append(label_column(features.label, types[features.label]))
     if features.weight is not None:
-        staged.append(_weight(features.weight))
+        staged.append(_weight(features.weight, types[features.weight]))
     if (group := features.group or features.user) is not None:
         staged.append(_key(GROUP, group, types))
     if (time := time_column(features, rule)) is not None:
         staged.append(_ordered(TIME, time, types))
     if isinstance(rule, TimeSplit | LeaveOneOutSplit):
         column = rule.column if isinstance(rule, TimeSplit) else rule.time
-        staged.append(_ordered(splits.SPLIT_KEY, column, types, required=True))
+        staged.append(_ordered(SPLIT_KEY, column, types, required=True))
     if isinstance(rule, LeaveOneOutSplit):
-        staged.append(_key(splits.SPLIT_USER, rule.user, types))
+        staged.append(_key(SPLIT_USER, rule.user, types))
     if isinstance(rule, ColumnSplit):
         staged.append(_split_name(rule))
     return staged
@@ -82,121 +96,134 @@ def time_column(features: Features, rule: Split | None) -> str | None:
 
 
 def evaluate(frame: pl.DataFrame, columns: Sequence[StagedColumn], fail: Fail) -> pl.DataFrame:
-    """Return the staged columns of a frame; fails at the first value that has none or is refused."""
-    try:
-        staged = frame.select(each.value.alias(each.name) for each in columns)
-    except pl.exceptions.InvalidOperationError:
-        for each in columns:
-            row = _first_wrong(frame, each)
-            if row is not None:
-                assert each.raw is not None
-                found = frame.get_column(each.column)[row]
-                remedy = "Correct the value, or leave it empty: a missing value is allowed."
-                fail(row, each.column, f"found {found!r}, expected {each.raw.dtype}. {remedy}")
-        raise
-    for each in columns:
-        for refusal in each.refusals:
-            for row in frame.select(refusal.rows).to_series().arg_true().head(1):
-                fail(row, each.column, refusal.message(frame.get_column(each.column)[row]))
-    return staged
+    """Return the staged columns of a frame; fails at the first value that is refused."""
+    # In one query, which computes what value and refusal share once.
+    refusals = [(each, refusal) for each in columns for refusal in each.refusals]
+    found = frame.select(
+        *(each.value.alias(each.name) for each in columns),
+        *(refusal.rows.alias(f"refused.{i}") for i, (_, refusal) in enumerate(refusals)),
+    )
+    for i, (each, refusal) in enumerate(refusals):
+        for row in found.get_column(f"refused.{i}").arg_true().head(1):
+            value = shown_at(frame.get_column(each.column), row)
+            fail(row, each.column, refusal.message(value))
+    return found.select(each.name for each in columns)
 
 
 def normal(frame: pl.DataFrame, raw: Mapping[str, fs.RawColumn], fail: Fail) -> pl.DataFrame:
     """Return raw columns in the encoders' normal form; fails at the first value that has none."""
-    return evaluate(frame, [_feature(column, frame.schema) for column in raw.values()], fail)
+    staged = evaluate(frame, [_feature(column, frame.schema) for column in raw.values()], fail)
+    return raw_rows(staged.lazy(), raw).collect()
 
 
 def label_column(name: str, dtype: pl.DataType) -> StagedColumn:
     """Return labels as Float32; refuses what is not 0 or 1."""
-    if dtype.is_nested() or dtype.is_temporal():
+    numbers = None if dtype.is_temporal() else convert(named(name), dtype, pl.Float64())
+    if numbers is None:
         raise DataError(f"column {name!r}: {dtype} is no label, expected 0 or 1.")
 
-    def message(value: Any) -> str:
-        found = "no value" if value is None else repr(value)
+    def message(value: str) -> str:
+        found = "no value" if value == "None" else value
         example = f'derive = {{ clicked = "{name} >= 4" }}'
         return f"found {found}, a label is 0 or 1. Derive one in [data], as {example}, or filter the row."
 
-    numbers = pl.col(name).cast(pl.Float64, strict=False)
-    wrong = (~numbers.is_in([0.0, 1.0])).fill_null(value=True)
-    return StagedColumn(LABEL, name, numbers.cast(pl.Float32), refusals=(Refusal(wrong, message),))
+    wrong = (~numbers.value.is_in([0.0, 1.0])).fill_null(value=True)
+    label = numbers.value.cast(pl.Float32)
+    return StagedColumn(LABEL, name, label, (Refusal(wrong, message),), dtype == pl.String)
 
 
 def _feature(column: fs.RawColumn, types: Types) -> StagedColumn:
-    return StagedColumn(
-        column.name, column.name, normal_form(column, types[column.name]), raw=column
-    )
+    return _read(staged_name(column.name), column, types)
 
 
-def _weight(name: str) -> StagedColumn:
-    numbers = pl.col(name).cast(pl.Float64, strict=False)
-    wrong = ~(numbers.is_finite() & (numbers >= 0)).fill_null(value=False)
-    refusal = Refusal(
-        wrong, lambda value: f"found {value!r}, a weight is a number and not negative."
-    )
-    return StagedColumn(WEIGHT, name, numbers.cast(pl.Float32), refusals=(refusal,))
+def _read(name: str, raw: fs.RawColumn, types: Types) -> StagedColumn:
+    """Return a raw column in normal form, staged as `name`; refuses a value that has none."""
+    form = normal_form(raw, types[raw.name])
+    refusals: tuple[Refusal, ...] = ()
+    if form.wrong is not None:
+        refusals = (Refusal(form.wrong, lambda value: wrong_value(value, raw.dtype)),)
+    found = types[raw.name]
+    inner = element_type(found) if isinstance(found, pl.List | pl.Array) else found
+    parses_text = isinstance(inner, pl.String) and raw.dtype != "string"
+    return StagedColumn(name, raw.name, form.value, refusals, parses_text)
+
+
+def _weight(name: str, dtype: pl.DataType) -> StagedColumn:
+    numbers = None if dtype.is_temporal() else convert(named(name), dtype, pl.Float64())
+    if numbers is None:
+        raise DataError(f"column {name!r}: {dtype} is no weight, expected a number.")
+    weight = numbers.value
+    wrong = ~(weight.is_finite() & (weight >= 0)).fill_null(value=False)
+    refusal = Refusal(wrong, lambda value: f"found {value}, a weight is a number and not negative.")
+    return StagedColumn(WEIGHT, name, weight.cast(pl.Float32), (refusal,), dtype == pl.String)
 
 
 def _key(staged: str, name: str, types: Types) -> StagedColumn:
     """Return ids as int64: integers as they are, text hashed to 64 bits, INT64_MIN where missing."""
     raw = infer_dtype(name, types[name])
-    if raw.is_list or raw.dtype == "double":
-        found = "a list" if raw.is_list else "a number with a fraction"
+    if raw.is_list:
         raise DataError(
-            f"column {name!r}: found {found}, expected one integer or text a row, a key."
+            f"column {name!r}: found a list, expected one integer or text a row, a key."
         )
-    value = normal_form(raw, types[name])
+    if raw.dtype == "double":
+        # As where a column of integers has missing values; a fraction is refused.
+        raw = fs.RawColumn(name=name, dtype="int64")
+    read = _read(staged, raw, types)
+    expected = "expected one integer or text a row, a key. Correct the value, or leave it empty."
+    refusals = tuple(
+        Refusal(each.rows, lambda value: f"found {value}, {expected}") for each in read.refusals
+    )
+    value = read.value
     if raw.dtype == "string":
         text = polars_hash.NonCryptographicHashingNameSpace(value)
         value = pl.when(value.is_not_null()).then(text.xxh3_64(seed=0).reinterpret(signed=True))
-    return StagedColumn(staged, name, value.fill_null(fs.INT64_MIN), raw=raw)
+    return replace(read, value=value.fill_null(fs.INT64_MIN), refusals=refusals)
 
 
 def _ordered(staged: str, name: str, types: Types, *, required: bool = False) -> StagedColumn:
-    """Return a time as a number: dates and datetimes in ms, numbers as they are; refuses infinity."""
+    """Return a time as a number: dates, datetimes and their text in ms, numbers as they are."""
     raw = infer_dtype(name, types[name])
-    if raw.is_list or raw.dtype == "string":
+    if raw.is_list:
         raise DataError(
             f"column {name!r}: found {types[name]}, expected a time: a number, a date, a datetime or "
-            f"ISO 8601 text in a CSV. Derive one in [data]."
+            f"ISO 8601 text. Derive one in [data]."
         )
-    value = normal_form(raw, types[name])
-    refusals: list[Refusal] = []
+    if raw.dtype == "string":
+        read = _read_time(staged, name, types[name])
+    else:
+        read = _read(staged, raw, types)
+    refusals = list(read.refusals)
     if raw.dtype == "double":
         text = "found infinity, expected a time. Correct the value or filter the row."
-        refusals.append(Refusal(value.is_infinite().fill_null(value=False), lambda _: text))
+        refusals.append(Refusal(read.value.is_infinite().fill_null(value=False), lambda _: text))
     if required:
         needed = "found no value; a split in order of time needs one."
-        refusals.append(Refusal(value.is_null(), lambda _: needed))
-    return StagedColumn(staged, name, value, raw=raw, refusals=tuple(refusals))
+        refusals.append(Refusal(read.value.is_null(), lambda _: needed))
+    return replace(read, refusals=tuple(refusals))
+
+
+def _read_time(staged: str, name: str, dtype: pl.DataType) -> StagedColumn:
+    """Return times written as text in ms; refuses text that is none."""
+    text = convert(named(name), dtype, pl.String())
+    assert text is not None, "the column was found to hold text"
+    value = times.milliseconds(text.value)
+    wrong = (text.value != "").fill_null(value=False) & value.is_null()
+
+    def message(found: str) -> str:
+        return (
+            f"found {found}, expected a time in ISO 8601, as 2026-03-01T10:20:00Z, or in all rows a number. "
+            f"Correct the value, or leave it empty."
+        )
+
+    # In a column of numbers, the text that made it one of text.
+    no_number = wrong & double_of_text(text.value).is_null()
+    refusals = (Refusal(no_number, message), Refusal(wrong, message))
+    return StagedColumn(staged, name, value, refusals, parses_text=True)
 
 
 def _split_name(rule: ColumnSplit) -> StagedColumn:
-    key = pl.col(rule.column).cast(pl.String)
+    key = named(rule.column).cast(pl.String)
     known = [getattr(rule, split) for split in SPLITS]
     wrong = (~key.is_in(known)).fill_null(value=True)
-    refusal = Refusal(
-        wrong,
-        lambda value: (
-            f"found {None if value is None else str(value)!r}, data.split knows {', '.join(known)}."
-        ),
-    )
-    return StagedColumn(splits.SPLIT_KEY, rule.column, key, refusals=(refusal,))
-
-
-def _first_wrong(frame: pl.DataFrame, staged: StagedColumn) -> int | None:
-    """Return the first row whose value cannot be read, by halving; None where all can."""
-
-    def fails(end: int) -> bool:
-        try:
-            frame.head(end).select(staged.value)
-        except pl.exceptions.InvalidOperationError:
-            return True
-        return False
-
-    if staged.raw is None or not fails(frame.height):
-        return None
-    low, high = 0, frame.height - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fails(middle + 1) else (middle + 1, high)
-    return low
+    refusal = Refusal(wrong, lambda value: f"found {value}, data.split knows {', '.join(known)}.")
+    return StagedColumn(SPLIT_KEY, rule.column, key, refusals=(refusal,))

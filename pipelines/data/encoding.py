@@ -14,17 +14,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from headwater.feature_store.normalise import named
 from headwater.feature_store.polars_compiler import encode, missing_and_unknown
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.console import Progress
-from headwater.pipelines.data.columns import GROUP, LABEL, WEIGHT
+from headwater.pipelines.data.names import GROUP, LABEL, WEIGHT, free_name, raw_rows
 from headwater.pipelines.data.prepared import ColumnCounts, SplitName, SplitStatistics
 from headwater.pipelines.data.splits import Conditions
 from headwater.pipelines.data.staging import Part, Staged
-
-MISSING = "__missing."
-"""Before the name of a dense feature: where it has no value (Boolean)."""
 
 VALUES = 1 << 21
 """Values that are encoded at once, at least a column of one part."""
@@ -81,11 +79,13 @@ def _encode(
             result[split] = _arrays(rows, schema)
             positives = (pl.col(LABEL) == 1).sum()
             _add(totals[split], rows.select(pl.len().alias("rows"), positives.alias("positives")))
+    raw = raw_rows(part.rows, (column.name for column in schema.raw))
+    flags = _missing_flags(schema)
     for columns in _together(schema.columns, part.num_rows):
-        frame = part.rows.select(
+        frame = raw.select(
             *(expressions[column.name] for column in columns),
             *(
-                pl.col(column.inputs[0]).is_null().alias(f"{MISSING}{column.name}")
+                named(column.inputs[0]).is_null().alias(flags[column.name])
                 for column in columns
                 if column.is_dense
             ),
@@ -99,7 +99,7 @@ def _encode(
                     arrays.dense[:, place] = values
                 else:
                     arrays.codes[:, place] = values.reshape(rows.height, -1)
-            _add(totals[split], rows.select(_counts(columns)))
+            _add(totals[split], rows.select(_counts(columns, flags)))
     return result
 
 
@@ -127,11 +127,20 @@ def _together(columns: Sequence[EncodedColumn], num_rows: int) -> Iterator[Seque
         yield run
 
 
-def _counts(columns: Sequence[EncodedColumn]) -> list[pl.Expr]:
+def _missing_flags(schema: Schema) -> dict[str, str]:
+    """Return names, beside those of the features, for where a dense feature has no value."""
+    taken = {column.name for column in schema.columns}
+    flags: dict[str, str] = {}
+    for column in schema.dense:
+        flags[column.name] = free_name(f"{column.name} missing", {*taken, *flags.values()})
+    return flags
+
+
+def _counts(columns: Sequence[EncodedColumn], flags: Mapping[str, str]) -> list[pl.Expr]:
     return [
         *missing_and_unknown(column for column in columns if not column.is_dense),
         *(
-            pl.col(f"{MISSING}{column.name}").sum().alias(f"{column.name}.missing")
+            named(flags[column.name]).sum().alias(f"{column.name}.missing")
             for column in columns
             if column.is_dense
         ),

@@ -8,7 +8,7 @@ their pages are left to it as well, since Polars would not look at them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import polars as pl
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from headwater.feature_store.normalise import always_converts, element_type
-from headwater.pipelines.data import staging
-from headwater.pipelines.data.columns import SPLIT, StagedColumn, Types
-from headwater.pipelines.data.formats import SourceFile, read_types
-from headwater.pipelines.data.rows import ROW
+from headwater.feature_store.convert import convert
+from headwater.feature_store.normalise import named
+from headwater.pipelines.data import parquet, staging
+from headwater.pipelines.data.columns import StagedColumn, Types
+from headwater.pipelines.data.formats import read_types
+from headwater.pipelines.data.names import ROW, SPLIT, free_name
+from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.staging import Part, Source, Staged, StagedFile
 
 GROUP_ROWS = 1 << 20
@@ -41,23 +43,24 @@ def in_place(source: Source) -> Staged | None:
 
 
 def _in_place(source: Source) -> Staged | None:
-    types = {name: dtype for name, dtype in source.rows.schema.items() if name != ROW}
+    if not source.rows.are_raw:
+        return None
+    types = source.rows.schema
     columns = source.columns()
-    if not source.rows.are_raw or not all(
-        each.raw is None or always_converts(each.raw, types[each.column]) for each in columns
-    ):
+    if any(each.parses_text for each in columns):
         return None
     files: list[StagedFile] = []
     first_row = 0
     for index, file in enumerate(source.table.files):
-        groups = _row_groups(file)
-        if groups is None or not _has_types(file, types):
+        groups = _row_groups(file, types)
+        if groups is None:
             return None
-        typed = _typed(file, types, first_row)
-        if _are_refused(typed, columns):
+        number = free_name("row", read_types(file))
+        typed = _typed(file, types, number, first_row)
+        if typed is None or _are_refused(typed, columns):
             return None
         if sum(groups):
-            rows = _staged(typed, columns, source.split_of(index))
+            rows = _staged(typed, columns, number, source.split_of(index))
             files.append(StagedFile(rows, list(_parts(rows, groups))))
             first_row += sum(groups)
     if not files or (len(files) > FEW_FILES and first_row < FILE_ROWS * len(files)):
@@ -65,11 +68,16 @@ def _in_place(source: Source) -> Staged | None:
     return Staged(files)
 
 
-def _row_groups(file: SourceFile) -> list[int] | None:
-    """Return the rows of each row group; None where the file cannot be read in place."""
+def _row_groups(file: SourceFile, names: Iterable[str]) -> list[int] | None:
+    """Return the rows of each row group; None where the file or a column cannot be read in place."""
     if file.format != "parquet" or not isinstance(file.fs, LocalFileSystem):
         return None
     metadata = pq.read_metadata(file.location)
+    # Polars panics at types that it lacks, also in columns that nobody wants.
+    if not parquet.is_plain(pq.read_schema(file.location)):
+        return None
+    if any(parquet.is_int96(metadata, name) for name in names):
+        return None
     sizes: list[int] = []
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -107,32 +115,22 @@ def _has_checksum(path: str, chunk: Any) -> bool:
     return header[position] == next_int32
 
 
-def _has_types(file: SourceFile, types: Types) -> bool:
-    """Return whether Polars reads the columns in the types from which those of the table were made."""
-    found, known = _scan(file).collect_schema(), read_types(file)
-    return ROW not in known and all(
-        found.get(name) == known[name] and _always_widens(known[name], dtype)
-        for name, dtype in types.items()
-    )
-
-
-def _always_widens(found: pl.DataType, wanted: pl.DataType) -> bool:
-    """Return whether every value of a file's type is one of the table's."""
-    if isinstance(found, pl.List | pl.Array) and isinstance(wanted, pl.List):
-        return _always_widens(element_type(found), element_type(wanted))
-    return found == wanted or not isinstance(found, pl.UInt64)
-
-
-def _scan(file: SourceFile) -> pl.LazyFrame:
-    return pl.scan_parquet(file.location, glob=False, hive_partitioning=False)
-
-
-def _typed(file: SourceFile, types: Types, first_row: int) -> pl.LazyFrame:
-    """Return the rows of one file in the types of the table."""
+def _typed(file: SourceFile, types: Types, number: str, first_row: int) -> pl.LazyFrame | None:
+    """Return the rows of one file in the types of the table; None where a value may have none."""
+    rows = pl.scan_parquet(file.location, glob=False, hive_partitioning=False)
+    found, known = rows.collect_schema(), read_types(file)
+    typed: list[pl.Expr] = []
+    for name, wanted in types.items():
+        # As the reader of the staged way has it.
+        if found.get(name) != known[name]:
+            return None
+        form = convert(named(name), known[name], wanted)
+        if form is None or form.wrong is not None:
+            return None
+        typed.append(form.value.alias(name))
     # Not by the offset of the scan, which is a number of 32 bits.
-    number = pl.col(ROW).cast(pl.Int64) + first_row
-    typed = (pl.col(name).cast(dtype) for name, dtype in types.items())
-    return _scan(file).with_row_index(ROW).select(number, *typed)
+    row = pl.col(number).cast(pl.Int64) + first_row
+    return rows.with_row_index(number).select(row, *typed)
 
 
 def _are_refused(rows: pl.LazyFrame, columns: Sequence[StagedColumn]) -> bool:
@@ -141,12 +139,14 @@ def _are_refused(rows: pl.LazyFrame, columns: Sequence[StagedColumn]) -> bool:
     return rows.select(pl.any_horizontal(refused).any()).collect(engine="streaming").item()
 
 
-def _staged(rows: pl.LazyFrame, columns: Sequence[StagedColumn], split: int | None) -> pl.LazyFrame:
+def _staged(
+    rows: pl.LazyFrame, columns: Sequence[StagedColumn], number: str, split: int | None
+) -> pl.LazyFrame:
     """Return typed rows as `stage` would write them."""
     values = [each.value.alias(each.name) for each in columns]
     if split is not None:
         values.append(pl.lit(split, pl.Int8).alias(SPLIT))
-    return rows.select(ROW, *values)
+    return rows.select(pl.col(number).alias(ROW), *values)
 
 
 def _parts(rows: pl.LazyFrame, groups: Sequence[int]) -> Iterator[Part]:

@@ -1,39 +1,45 @@
 """The rows of a job: its table with side tables joined, columns derived and rows filtered.
 
 Everything here looks at one row alone, so a chunk at a time gives what the whole table would. The number of
-the raw row stays beside it, in `ROW`, through joins and filters: errors and random splits count raw rows.
+the raw row stays beside it, through joins and filters: errors and random splits count raw rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
+from headwater.feature_store.convert import Conversion, convert, is_integer
 from headwater.feature_store.errors import DataError, JobError
+from headwater.feature_store.normalise import named, shown_at
+from headwater.feature_store.schema import Dtype
 from headwater.pipelines.data import expressions
+from headwater.pipelines.data.arrow_types import MAX_DIGITS
+from headwater.pipelines.data.names import free_name
 from headwater.pipelines.data.sources import Chunk, Table, find_files
 from headwater.pipelines.job import Data, Join
-
-ROW = "__row"
-"""Number of the raw row in the table, from 0 (Int64)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A side table in memory: key columns, then the columns that it gives."""
+    """A side table in memory: key columns, under names of their own, then the columns that it gives."""
 
+    on: tuple[pl.Expr, ...]
+    """The keys of the rows, in the types of `keys`; null where a value has no match."""
     keys: tuple[str, ...]
-    how: str
+    how: Literal["left", "inner"]
     frame: pl.DataFrame
 
 
 class Rows:
     """The rows of a table under the joins, derivations and filter of a job's [data] section.
 
-    `wanted` names the columns to give, each with the sentence that says what needs it. Raises JobError for a
-    bad expression, DataError for an absent column or a key that does not fit.
+    `wanted` names the columns to give, each with the sentence that says what needs it; `dtypes` are the types
+    that features declare. Raises JobError for a bad expression, DataError for an absent column or a key that
+    does not fit.
     """
 
     def __init__(
@@ -42,14 +48,16 @@ class Rows:
         data: Data,
         wanted: Mapping[str, str],
         *,
-        as_text: Sequence[str] = (),
+        dtypes: Mapping[str, Dtype],
     ) -> None:
         self.table = table
         self._columns = list(wanted)
         self._filter = data.filter
-        sides = [Table(find_files(join.path)) for join in data.join]
+        sides = [Table(find_files(join.path, join.csv)) for join in data.join]
         self._known = list(dict.fromkeys(name for each in [table, *sides] for name in each.names()))
         readable = {*self._known, *data.derive}
+        self.number = free_name("row", readable)
+        """Column of the raw row's number in the table, from 0 (Int64)."""
         needed = dict(wanted)
         if data.filter is not None:
             needed |= expressions.reads(data.filter, readable, "data.filter")
@@ -63,13 +71,17 @@ class Rows:
             taken.insert(0, _taken(data.join[index], index, sides[index], needed, before))
         table.require(needed)
         self._source = list(needed)
-        types = table.infer(self._source, as_text=as_text)
+        types = table.infer(self._source, dtypes=dtypes)
         self._sides: list[_Side] = []
-        self._empty = pl.DataFrame(schema={**types, ROW: pl.Int64})
+        empty = pl.DataFrame(schema={**types, self.number: pl.Int64})
         for join, side, columns in zip(data.join, sides, taken, strict=True):
-            self._sides.append(_side(join, side, columns, self._empty, as_text, table.path))
-            self._empty = _join(self._empty, self._sides[-1])
-        self.schema: dict[str, pl.DataType] = dict(self._finish(self._empty).schema)
+            keys = [join.on] if isinstance(join.on, str) else list(join.on)
+            side.infer(list(dict.fromkeys([*keys, *columns])), dtypes=dtypes)
+            self._sides.append(_side(join.how, keys, side, columns, empty, table.path))
+            empty = _join(empty, self._sides[-1])
+        schema = dict(self._finish(empty).schema)
+        schema.pop(self.number)
+        self.schema: dict[str, pl.DataType] = schema
         """Types of the wanted columns."""
 
     @property
@@ -78,17 +90,16 @@ class Rows:
         return not (self._sides or self._derive or self._filter is not None)
 
     def chunks(self) -> Iterator[tuple[Chunk, pl.DataFrame]]:
-        """Yield each raw chunk with what became of it: the wanted columns, then ROW."""
+        """Yield each raw chunk with what became of it: the wanted columns, then `number`."""
         for chunk in self.table.chunks(self._source):
-            frame = chunk.frame.with_columns(
-                pl.int_range(chunk.offset, chunk.offset + chunk.frame.height).alias(ROW)
-            )
+            numbers = pl.int_range(chunk.offset, chunk.offset + chunk.frame.height)
+            frame = chunk.frame.with_columns(numbers.alias(self.number))
             for side in self._sides:
                 frame = _join(frame, side)
             yield chunk, self._finish(frame)
 
     def where(self, chunk: Chunk, row: int) -> str:
-        """Return file and row (from 1, in that file) of the raw row that ROW numbers `row`."""
+        """Return file and row (from 1, in that file) of the raw row that is numbered `row`."""
         return f"{self.table.files[chunk.file].path}, row {row - chunk.offset + chunk.first_row}"
 
     def _finish(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -103,7 +114,7 @@ class Rows:
                     f"data.filter: {self._filter!r} gives {condition.dtype}, expected true or false."
                 )
             frame = frame.filter(condition)
-        return frame.select(*self._columns, ROW)
+        return frame.select(map(named, (*self._columns, self.number)))
 
 
 def _taken(
@@ -111,7 +122,7 @@ def _taken(
 ) -> list[str]:
     """Return the columns that a side table gives to `needed`, which then names its keys instead."""
     keys = [join.on] if isinstance(join.on, str) else list(join.on)
-    reason = f"(data.join.{index} needs it.)"
+    reason = f"(data.join[{index}] needs it.)"
     listed = side.names() if join.columns is None else join.columns
     side.require(dict.fromkeys([*keys, *(join.columns or [])], reason))
     columns = [name for name in listed if name in needed and name not in keys]
@@ -120,7 +131,7 @@ def _taken(
             if name in other.names():
                 raise DataError(
                     f"{side.path}: column {name!r} is also in {other.path}. List in `columns` of "
-                    f"data.join.{index} what to take from it, or rename one of the two."
+                    f"data.join[{index}] what to take from it, or rename one of the two."
                 )
         del needed[name]
     needed |= {name: needed.get(name, reason) for name in keys}
@@ -128,53 +139,79 @@ def _taken(
 
 
 def _side(
-    join: Join,
+    how: Literal["left", "inner"],
+    keys: Sequence[str],
     side: Table,
     columns: Sequence[str],
-    main: pl.DataFrame,
-    as_text: Sequence[str],
-    main_path: str,
+    rows: pl.DataFrame,
+    rows_path: str,
 ) -> _Side:
     """Return a side table in memory, its keys checked against the rows so far."""
-    keys = [join.on] if isinstance(join.on, str) else list(join.on)
-    side.infer([*keys, *columns], as_text=as_text)
-    frame = side.read([*keys, *columns])
-    frame = frame.with_columns(
-        pl.col(key).fill_nan(None) for key in keys if frame.schema[key].is_float()
-    ).drop_nulls(keys)
+    found = side.read(list(dict.fromkeys([*keys, *columns])))
+    on: list[pl.Expr] = []
+    own: dict[str, pl.Expr] = {}
     for key in keys:
-        frame = frame.with_columns(
-            _as_type(frame.get_column(key), main.schema[key], side.path, main_path)
-        )
-    repeated = frame.filter(frame.select(keys).is_duplicated())
+        wanted = _key_type(rows.schema[key], found.schema[key])
+        ours = _as_key(key, rows.schema[key], wanted)
+        theirs = _as_key(key, found.schema[key], wanted)
+        types = f"join key {key!r} is {found.schema[key]}, but {rows.schema[key]} in {rows_path}"
+        if ours is None or theirs is None:
+            raise DataError(f"{side.path}: {types}. Write both files with one type.")
+        wrong = [] if theirs.wrong is None else found.select(theirs.wrong).to_series().arg_true()
+        for row in wrong[:1]:
+            value = shown_at(found.get_column(key), row)
+            raise DataError(
+                f"{side.path}: {types}, and {value} cannot be read so. Write both files with one type."
+            )
+        on.append(ours.value)
+        own[free_name("key", {*rows.columns, *columns, *own})] = theirs.value
+    frame = found.select(*(value.alias(name) for name, value in own.items()), *map(named, columns))
+    frame = frame.with_columns(
+        pl.col(name).fill_nan(None) for name in own if frame.schema[name].is_float()
+    ).drop_nulls(list(own))
+    repeated = frame.filter(frame.select(list(own)).is_duplicated())
     if repeated.height:
-        values = ", ".join(f"{key} = {repeated.get_column(key)[0]!r}" for key in keys)
+        pairs = zip(keys, own, strict=True)
+        values = ", ".join(
+            f"{key} = {shown_at(repeated.get_column(name), 0)}" for key, name in pairs
+        )
         raise DataError(
             f"{side.path}: join key {', '.join(keys)} is not unique: {repeated.height} rows repeat, first "
             f"{values}. Expected one row a key; aggregate the side table first."
         )
-    return _Side(tuple(keys), join.how, frame)
+    return _Side(tuple(on), tuple(own), how, frame)
 
 
-def _as_type(keys: pl.Series, wanted: pl.DataType, path: str, main_path: str) -> pl.Series:
-    """Return join keys, none of them null, in the type that the rows have them in.
+def _as_key(name: str, found: pl.DataType, wanted: pl.DataType) -> Conversion | None:
+    if isinstance(wanted, pl.String) and found.is_numeric():
+        # The number 17.0 is the text `17`.
+        whole = convert(named(name), found, pl.Int64())
+        return whole and Conversion(whole.value.cast(wanted), whole.wrong)
+    return convert(named(name), found, wanted)
 
-    The integer 17 and the number 17.0 are the text `17`; a number with a fraction is refused for both.
-    """
-    if keys.dtype.is_float() and not wanted.is_float():
-        whole = keys.cast(pl.Int64, strict=False)
-        exact = whole.cast(keys.dtype) == keys
-        read = whole.set(~exact.fill_null(value=False), None).cast(wanted, strict=False)
-    else:
-        read = keys.cast(wanted, strict=False)
-    for value in keys.filter(read.is_null()).head(1):
-        raise DataError(
-            f"{path}: join key {keys.name!r} is {keys.dtype}, but {wanted} in {main_path}, and "
-            f"{value!r} cannot be read so. Write both files with one type."
-        )
-    return read
+
+def _key_type(rows: pl.DataType, side: pl.DataType) -> pl.DataType:
+    """Return the type to compare keys in: that of the rows, or exact integers where floats meet others."""
+    is_number = rows.is_numeric() or isinstance(rows, pl.Boolean)
+    if rows == side or not is_number:
+        return rows
+    if isinstance(rows, pl.Decimal) and isinstance(side, pl.Decimal):
+        return pl.Decimal(MAX_DIGITS, max(rows.scale, side.scale))
+    if isinstance(rows, pl.Decimal | pl.UInt64) and is_integer(rows) and is_integer(side):
+        return pl.Decimal(MAX_DIGITS, 0)
+    fractions = (pl.Float64, pl.Decimal)
+    if isinstance(rows, fractions) and isinstance(side, fractions) and not is_integer(side):
+        return pl.Float64()
+    return pl.Int64()
 
 
 def _join(frame: pl.DataFrame, side: _Side) -> pl.DataFrame:
-    how = "left" if side.how == "left" else "inner"
-    return frame.join(side.frame, on=list(side.keys), how=how, maintain_order="left")
+    joined = frame.join(
+        side.frame,
+        left_on=side.on,
+        right_on=side.keys,
+        how=side.how,
+        maintain_order="left",
+        coalesce=False,
+    )
+    return joined.drop(side.keys)

@@ -21,20 +21,23 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
+from headwater.feature_store.convert import Conversion, convert, element_type
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.normalise import data_errors, element_type, missing_column
-from headwater.pipelines.data.formats import (
-    SUFFIXES,
-    SourceFile,
-    format_of,
-    read_chunks,
-    read_names,
-    read_types,
-)
+from headwater.feature_store.normalise import missing_column, named, shown_at, wrong_value
+from headwater.feature_store.schema import Dtype
+from headwater.pipelines.data import parquet
+from headwater.pipelines.data.arrow_types import MAX_DIGITS
+from headwater.pipelines.data.formats import read_chunks, read_names, read_types
+from headwater.pipelines.data.source_file import SUFFIXES, SourceFile, format_of
 from headwater.pipelines.data.text_types import TextProfile, parse
+from headwater.pipelines.job import CsvFormat
 
 HASHED_BYTES = 16 << 20
 """Files up to this size are known by their content, larger ones by size and time of change."""
+
+DEFAULT_CSV = CsvFormat()
+
+_NO_DTYPES: Mapping[str, Dtype | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +50,24 @@ class Chunk:
     offset: int
 
 
-def find_files(patterns: str | Sequence[str]) -> list[SourceFile]:
+def find_files(patterns: str | Sequence[str], csv: CsvFormat = DEFAULT_CSV) -> list[SourceFile]:
     """Return the files that paths, globs, folders or fsspec URLs name; DataError where one names none.
 
     A folder stands for all data files in it, at any depth, without hidden ones and those that begin with an
-    underscore.
+    underscore. Links are followed; a file that a folder or glob reaches twice is taken once. `csv` says how
+    those of CSV and TSV are written.
     """
     found: list[SourceFile] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         fs, location = _file_system(pattern)
         for path in _expand(fs, location, pattern):
             shown = _shown(fs, path, pattern)
+            if printable(shown) != shown:
+                raise DataError(f"{printable(shown)}: the name is not UTF-8; rename the file.")
             form = format_of(path)
             if form is None:
                 raise DataError(f"{shown}: expected a name that ends in {', '.join(SUFFIXES)}.")
-            found.append(SourceFile(shown, fs, path, form))
+            found.append(SourceFile(shown, fs, path, form, csv))
     if not found:
         raise DataError("no data files are named: expected at least one path.")
     return found
@@ -89,6 +95,7 @@ class Table:
         self._names: dict[int, list[str]] = {}
         self._types: dict[str, pl.DataType] = {}
         self._text_types: dict[str, pl.DataType] = {}
+        self._dtypes: dict[str, Dtype | None] = {}
 
     @property
     def path(self) -> str:
@@ -114,55 +121,65 @@ class Table:
                     raise DataError(f"{file.path}: {missing_column(name, known)} {reason}")
 
     def infer(
-        self, columns: Sequence[str], *, as_text: Sequence[str] = (), exact: bool = False
+        self,
+        columns: Sequence[str],
+        *,
+        dtypes: Mapping[str, Dtype | None] = _NO_DTYPES,
+        exact: bool = False,
     ) -> dict[str, pl.DataType]:
         """Settle and return the types of `columns`: one pass over CSV and NDJSON, metadata of Parquet.
 
-        Integers become Int64, floats Float64, categories String. `as_text` names CSV columns to be left as
-        they are; `exact` leaves a column of Parquet in the type that all files have it in, where they agree.
-        Raises DataError where two files disagree, and where there is no row at all.
+        Integers become Int64, floats Float64, categories String. `dtypes` are those that features declare:
+        numbers of several types are then read as that one, each exactly, and text of a CSV stays text for
+        "string". `exact` leaves a column of Parquet in the type that all files have it in, where they agree.
+        Raises DataError where two files disagree, for a type that cannot be read, and where there is no row.
         """
         types: dict[str, pl.DataType] = {name: pl.Null() for name in columns}
         origin: dict[str, str] = {}
-        profile = TextProfile(name for name in columns if name not in as_text)
-        untyped = [file for file in self.files if file.format != "parquet"]
-        num_rows = 0
+        profile = TextProfile(name for name in columns if dtypes.get(name) != "string")
         own: dict[str, list[pl.DataType]] = {name: [] for name in columns}
+        num_rows: int | None = 0
         for file in self.files:
             if file.format == "parquet":
-                native = read_types(file)
+                num_rows = None
+                native = self._parquet_types(file, columns)
                 for name in columns:
                     own[name].append(native[name])
-                _unify(types, {name: native[name] for name in columns}, file, origin)
+                _unify(types, native, file, origin)
                 continue
             for frame in read_chunks(file, columns):
-                num_rows += frame.height
+                num_rows = None if num_rows is None else num_rows + frame.height
                 if file.is_text:
                     profile.add(frame)
                 else:
                     _unify(types, dict(frame.schema), file, origin)
-        if untyped and len(untyped) == len(self.files) and num_rows == 0:
+        if num_rows == 0:
             raise DataError(f"{self.path}: no rows; expected at least one.")
-        text = next((file for file in untyped if file.is_text), None)
+        text = next((file for file in self.files if file.is_text), None)
         if text is not None:
-            found = profile.types() | {name: pl.String() for name in columns if name in as_text}
+            found = profile.types()
+            found |= {name: pl.String() for name in columns if name not in found}
             _unify(types, found, text, origin)
             self._text_types.update(found)
-        if exact and not untyped:
+        types = {name: _as_declared(each, dtypes.get(name)) for name, each in types.items()}
+        if exact and all(file.format == "parquet" for file in self.files):
             types |= {name: found[0] for name, found in own.items() if len(set(found)) == 1}
+        self._dtypes |= {name: dtype for name, dtype in dtypes.items() if name in types}
         self._types.update(types)
         return types
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Yield all rows with exactly `columns`, which `infer` has settled, in those types."""
+        """Yield all rows with exactly `columns`, which `infer` has settled, in those types.
+
+        Raises DataError by row for a number that its column's type cannot hold.
+        """
         offset = 0
         for index, file in enumerate(self.files):
             first_row = 1
             for frame in read_chunks(file, columns):
                 if frame.height == 0:
                     continue
-                with data_errors(file.path):
-                    typed = frame.select(self._typed(frame, name, file) for name in columns)
+                typed = self._typed(frame, columns, file, first_row)
                 yield Chunk(typed, index, first_row, offset)
                 first_row += frame.height
                 offset += frame.height
@@ -173,26 +190,50 @@ class Table:
         empty = pl.DataFrame(schema={name: self._types[name] for name in columns})
         return pl.concat([empty, *frames])
 
-    def _typed(self, frame: pl.DataFrame, name: str, file: SourceFile) -> pl.Expr:
+    def _typed(
+        self, frame: pl.DataFrame, columns: Sequence[str], file: SourceFile, first_row: int
+    ) -> pl.DataFrame:
+        forms = [self._conversion(frame, name, file) for name in columns]
+        for name, form in zip(columns, forms, strict=True):
+            if form.wrong is None:
+                continue
+            for row in frame.select(form.wrong).to_series().arg_true().head(1):
+                found = shown_at(frame.get_column(name), row)
+                where = f"{file.path}, row {first_row + row}, column {name!r}"
+                dtype = self._dtypes.get(name)
+                if dtype is not None:
+                    raise DataError(f"{where}: {wrong_value(found, dtype)}")
+                raise DataError(
+                    f"{where}: found {found}, which {self._types[name]} cannot hold, the type of this column "
+                    f"over all files. Set the `dtype` of the feature to the type that is meant, or write all "
+                    f"values in one type."
+                )
+        return frame.select(
+            form.value.alias(name) for name, form in zip(columns, forms, strict=True)
+        )
+
+    def _conversion(self, frame: pl.DataFrame, name: str, file: SourceFile) -> Conversion:
         wanted = self._types[name]
-        if name not in frame.columns:
-            return pl.lit(None, dtype=wanted).alias(name)
-        if file.is_text and wanted != pl.String:
-            own = self._text_types[name]
-            # As its own type first: 'true' is no integer, but true is 1.
-            return parse(pl.col(name), wanted if own == pl.Null else own).cast(wanted)
-        return pl.col(name).cast(wanted)
+        own = self._text_types[name] if file.is_text else None
+        if name not in frame.columns or own == pl.Null:
+            return Conversion(pl.repeat(None, pl.len(), dtype=wanted))
+        value, found = named(name), frame.schema[name]
+        if own is not None and wanted != pl.String and (own != pl.Float64 or wanted == own):
+            # By its own type first: that costs less than asking each text what it may be.
+            value, found = parse(value, own), own
+        converted = convert(value, found, wanted, rounds=self._dtypes.get(name) == "double")
+        return _as_text(value, found) if converted is None else converted
+
+    def _parquet_types(self, file: SourceFile, columns: Sequence[str]) -> dict[str, pl.DataType]:
+        native = read_types(file)
+        for name in columns:
+            if isinstance(native[name], pl.Unknown):
+                raise DataError(f"{file.path}: column {name!r}: {parquet.refusal(file, name)}.")
+        return {name: native[name] for name in columns}
 
     def _file_names(self, index: int) -> list[str]:
         if index not in self._names:
-            file = self.files[index]
-            if file.format == "ndjson":
-                order: dict[str, None] = {}
-                for frame in read_chunks(file):
-                    order.update(dict.fromkeys(frame.columns))
-                self._names[index] = list(order)
-            else:
-                self._names[index] = read_names(file)
+            self._names[index] = read_names(self.files[index])
         return self._names[index]
 
 
@@ -215,20 +256,51 @@ def _expand(fs: AbstractFileSystem, location: str, pattern: str) -> list[str]:
     if fs.isfile(location):
         return [location]
     if fs.isdir(location):
-        inside = sorted(
-            path
-            for path in fs.find(location)
-            if format_of(path) and not _is_hidden(path.removeprefix(location))
-        )
+        found = _walk(location) if isinstance(fs, LocalFileSystem) else fs.find(location)
+        inside = [path for path in found if format_of(path)]
+        inside = [path for path in inside if not _is_hidden(path.removeprefix(location))]
         if not inside:
             raise DataError(f"{pattern}: the folder holds no file of {', '.join(SUFFIXES)}.")
-        return inside
+        return _once(fs, inside)
     if not glob.has_magic(location):
+        target = Path(location)
+        if isinstance(fs, LocalFileSystem) and target.is_symlink():
+            raise DataError(f"{pattern}: a link to {target.readlink()}, which is not there.")
         raise DataError(f"{pattern}: no such file.")
-    matches = sorted(str(path) for path in fs.glob(location) if fs.isfile(path))
+    matches = [str(path) for path in fs.glob(location) if not fs.isdir(path)]
     if not matches:
         raise DataError(f"{pattern}: no file matches this pattern.")
-    return matches
+    return _once(fs, matches)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield all files below a local folder, also through links, but not round in circles."""
+    folder = folder.rstrip("/")
+    above: dict[str, tuple[str, ...]] = {folder: (os.path.realpath(folder),)}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        for name in [*folders]:
+            inside = f"{path}/{name}"
+            real = os.path.realpath(inside)
+            if real in above[path]:
+                folders.remove(name)
+            above[inside] = (*above[path], real)
+        yield from (f"{path}/{name}" for name in files)
+
+
+def _once(fs: AbstractFileSystem, paths: Sequence[str]) -> list[str]:
+    """Return paths in order of their names, of several to one file the first that is no link.
+
+    DataError for a link to nothing.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        return sorted(paths)
+    known: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (os.path.realpath(path) != path, path)):
+        real = os.path.realpath(path)
+        if not Path(real).is_file():
+            raise DataError(f"{printable(path)}: a link to {printable(real)}, which is not there.")
+        known.setdefault(real, path)
+    return sorted(known.values())
 
 
 def _shown(fs: AbstractFileSystem, path: str, pattern: str) -> str:
@@ -236,6 +308,11 @@ def _shown(fs: AbstractFileSystem, path: str, pattern: str) -> str:
     if "://" in pattern:
         return fs.unstrip_protocol(path)
     return path if Path(pattern).is_absolute() else os.path.relpath(path)
+
+
+def printable(path: str) -> str:
+    """Return a path whose bytes that are no UTF-8 are written as escapes."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def _is_hidden(path: str) -> bool:
@@ -246,13 +323,34 @@ def _widen(dtype: pl.DataType) -> pl.DataType:
     """Return the one type that stands for all of its kind, so that files written by several hands agree."""
     if isinstance(dtype, pl.List | pl.Array):
         return pl.List(_widen(element_type(dtype)))
+    if isinstance(dtype, pl.Int128 | pl.UInt128):
+        return _WIDE_INTEGER
     if dtype.is_integer() and not isinstance(dtype, pl.UInt64):
         return pl.Int64()
-    if dtype.is_float() or dtype.is_decimal():
+    if dtype.is_float():
         return pl.Float64()
+    if isinstance(dtype, pl.Decimal):
+        return pl.Decimal(MAX_DIGITS, dtype.scale)
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return pl.String()
     return pl.Datetime("us", dtype.time_zone) if isinstance(dtype, pl.Datetime) else dtype
+
+
+def _as_declared(dtype: pl.DataType, declared: Dtype | None) -> pl.DataType:
+    """Return the type to read numbers in where a feature declares one: each becomes it exactly."""
+    if isinstance(dtype, pl.List):
+        return pl.List(_as_declared(element_type(dtype), declared))
+    is_mixed = isinstance(dtype, pl.Float64 | pl.Decimal | pl.UInt64)
+    if declared == "int64" and is_mixed:
+        return pl.Int64()
+    return pl.Float64() if declared == "double" and is_mixed else dtype
+
+
+def _as_text(value: pl.Expr, found: pl.DataType) -> Conversion:
+    """Return numbers and bools as text, as Polars writes them beside text within one chunk of NDJSON."""
+    whole = convert(value, found, pl.Int64())
+    text = value.cast(pl.String)
+    return Conversion(text if whole is None else pl.coalesce(whole.value.cast(pl.String), text))
 
 
 def _unify(
@@ -291,9 +389,22 @@ def _common(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
     if isinstance(a, pl.List) and isinstance(b, pl.List):
         inner = _common(element_type(a), element_type(b))
         return None if inner is None else pl.List(inner)
-    kinds = {type(a), type(b)}
-    if kinds <= {pl.Int64, pl.UInt64, pl.Boolean}:
-        return pl.Int64()
-    if kinds <= {pl.Int64, pl.UInt64, pl.Float64, pl.Boolean}:
+    if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime):
+        # A time without a zone is UTC.
+        return pl.Datetime("us", "UTC")
+    numbers = [each for each in (a, b) if not isinstance(each, pl.Boolean)]
+    if not all(isinstance(each, _NUMBERS) for each in numbers):
+        return None
+    if any(isinstance(each, pl.Float64) for each in numbers):
         return pl.Float64()
-    return None
+    if all(isinstance(each, pl.Int64) for each in numbers):
+        return pl.Int64()
+    if len(numbers) == 1:
+        return numbers[0]
+    scales = (each.scale for each in numbers if isinstance(each, pl.Decimal))
+    return pl.Decimal(MAX_DIGITS, max(scales, default=0))
+
+
+_NUMBERS = (pl.Int64, pl.UInt64, pl.Float64, pl.Decimal)
+_WIDE_INTEGER = pl.Decimal(MAX_DIGITS, 0)
+"""The type of integers that 64 bits may not hold."""

@@ -24,18 +24,13 @@ from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import INT64_MIN
+from headwater.pipelines.data.names import ROW, SPLIT_KEY, SPLIT_USER
 from headwater.pipelines.data.prepared import SPLITS, SplitName
-from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
 
 Conditions = Mapping[SplitName, pl.Expr]
 
 BINS = 1 << 16
-
-SPLIT_KEY = "__split_key"
-"""What the rule orders or compares: time, share or value (Int64, Float64 or String)."""
-SPLIT_USER = "__split_user"
-"""The user of leave-one-out (Int64), INT64_MIN where a row has none."""
 
 
 def columns(split: Split | None) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 They are staged in temporary Parquet parts: sources are read and joined once, and a wrong value is found
 where its file and row can still be named. Where the sources are Parquet that need none of it, they are read
-in place instead (`in_place`). Either way a part has the columns of `staged_columns`, `ROW`, and `SPLIT` where
-no rule decides.
+in place instead (`in_place`). Either way a part has the columns of `staged_columns`, ROW, and SPLIT where no
+rule decides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from headwater.feature_store.fit import check, raw_columns
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data import splits
 from headwater.pipelines.data.columns import (
-    SPLIT,
     Fail,
     StagedColumn,
     evaluate,
@@ -30,8 +29,9 @@ from headwater.pipelines.data.columns import (
     time_column,
 )
 from headwater.pipelines.data.formats import CHUNK_ROWS
+from headwater.pipelines.data.names import ROW, SPLIT
 from headwater.pipelines.data.prepared import SPLITS, SplitName
-from headwater.pipelines.data.rows import ROW, Rows
+from headwater.pipelines.data.rows import Rows
 from headwater.pipelines.data.sources import Chunk, SourceFile, Table, find_files
 from headwater.pipelines.job import Job
 
@@ -78,18 +78,18 @@ class Source:
         self.job = job
         self._first_file: dict[SplitName, int] = {}
         files: list[SourceFile] = []
+        csv = job.data.csv
         if job.data.source is not None:
-            files = find_files(job.data.source)
+            files = find_files(job.data.source, csv)
         else:
             given = {"train": job.data.train, "valid": job.data.valid, "test": job.data.test}
             for split in SPLITS:
                 if (patterns := given[split]) is not None:
                     self._first_file[split] = len(files)
-                    files += find_files(patterns)
+                    files += find_files(patterns, csv)
         self.table = Table(files)
         encoders = job.features.columns
-        as_text = [name for each in encoders if _is_text(each) for name in each.inputs]
-        self.rows = Rows(self.table, job.data, self._wanted(), as_text=as_text)
+        self.rows = Rows(self.table, job.data, self._wanted(), dtypes=declared_dtypes(encoders))
         self.raw = readable(encoders, raw_columns(encoders, self.rows.schema))
         """The raw columns that the encoders read, by name: the inputs of a release."""
         check(encoders, self.raw)
@@ -147,7 +147,7 @@ def stage(source: Source, folder: Path) -> Staged:
     with Progress("read", unit="rows") as bar:
         for chunk, frame in source.rows.chunks():
             staged = evaluate(frame, columns, failing(source, chunk, frame))
-            staged.insert_column(0, frame.get_column(ROW))
+            staged.insert_column(0, frame.get_column(source.rows.number).alias(ROW))
             split = source.split_of(chunk.file)
             if split is not None:
                 staged = staged.with_columns(pl.lit(split, pl.Int8).alias(SPLIT))
@@ -175,8 +175,10 @@ def conditions(source: Source, staged: Staged) -> splits.Conditions:
 _NUMBERS: tuple[fs.Dtype, ...] = ("double", "int64")
 
 
-def _is_text(encoder: Declared) -> bool:
-    return isinstance(encoder, Column) and encoder.dtype == "string"
+def declared_dtypes(encoders: Sequence[Declared]) -> dict[str, fs.Dtype]:
+    """Return the types that encoders declare for raw columns, by column."""
+    columns = (each for each in encoders if isinstance(each, Column))
+    return {each.inputs[0]: each.dtype for each in columns if each.dtype is not None}
 
 
 def readable(
@@ -202,7 +204,7 @@ def failing(source: Source, chunk: Chunk, frame: pl.DataFrame) -> Fail:
     """Return what raises DataError with the file and the raw row of a row of `frame`, made of `chunk`."""
 
     def fail(row: int, column: str, message: str) -> None:
-        where = source.rows.where(chunk, int(frame.get_column(ROW)[row]))
+        where = source.rows.where(chunk, int(frame.get_column(source.rows.number)[row]))
         raise DataError(f"{where}, column {column!r}: {message}")
 
     return fail

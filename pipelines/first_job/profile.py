@@ -105,7 +105,7 @@ def look_at(table: Table) -> Look:
         num_rows += chunk.frame.height
     if num_rows == 0:
         raise DataError(f"{table.path}: no rows; expected at least one.")
-    sample = normalise(pl.concat(frames).lazy(), readable).collect()
+    sample = normalise(pl.concat(frames), readable)
     known = {raw.name: raw for raw in readable}
     columns = (_profile(name, types[name], known.get(name), sample) for name in names)
     return Look(tuple(columns), sample, is_whole)

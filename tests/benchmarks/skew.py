@@ -94,7 +94,7 @@ def compare(job: Job, folder: Path, num_rows: int) -> list[tuple[str, int, float
     run = train(job, prepared, runs=folder / "runs")
     release = export(run, folder / "releases")
     schema = prepared.schema
-    normal = normalise(rows.lazy(), schema.raw).collect()
+    normal = normalise(rows, schema.raw)
     differing = differing_codes(schema, normal)
 
     rows.write_parquet(folder / "rows.parquet")

@@ -26,9 +26,9 @@ from headwater.feature_store import onnx_compiler
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.fit import fit
-from headwater.feature_store.normalise import POLARS_TYPES
+from headwater.feature_store.normalise import POLARS_TYPES, normalise
 from headwater.feature_store.onnx_compiler import encoders_graph
-from headwater.feature_store.polars_compiler import WIRE_MISSING, encode_frame, normalise
+from headwater.feature_store.polars_compiler import WIRE_MISSING, encode_frame
 
 pytestmark = pytest.mark.timeout(240)  # 500 examples a test, perhaps beside busy neighbours
 
@@ -82,7 +82,7 @@ def encode_equally(schema: fs.Schema, values: Mapping[str, Values]) -> Encoded:
         for raw in schema.raw
     }
     frame = pl.DataFrame({name: list(values[name]) for name in types}, schema=types)
-    encoded = encode_frame(normalise(frame.lazy(), schema.raw), schema)
+    encoded = encode_frame(normalise(frame, schema.raw).lazy(), schema)
     in_memory = arrays(encoded.collect(engine="in-memory"))
     streaming = arrays(encoded.collect(engine="streaming"))
     graph = run_graph(schema, wire_inputs(schema, values))

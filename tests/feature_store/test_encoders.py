@@ -17,11 +17,8 @@ from headwater.feature_store import log_buckets
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.fit import fit, raw_columns
-from headwater.feature_store.polars_compiler import (
-    encode_frame,
-    missing_and_unknown,
-    normalise,
-)
+from headwater.feature_store.normalise import normalise
+from headwater.feature_store.polars_compiler import encode_frame, missing_and_unknown
 
 ADAPTER: TypeAdapter[enc.Declared] = TypeAdapter(enc.Encoder)
 
@@ -33,7 +30,7 @@ def codes(
     frame = pl.DataFrame(train)
     schema = fit(encoders, [frame.lazy()], raw_columns(encoders, frame.schema))
     data = frame if rows is None else pl.DataFrame(rows, schema=frame.schema)
-    encoded = encode_frame(normalise(data.lazy(), schema.raw), schema).collect()
+    encoded = encode_frame(normalise(data, schema.raw).lazy(), schema).collect()
     return encoded.to_dict(as_series=False)
 
 
@@ -266,7 +263,7 @@ class TestEngines:
             enc.Crossed(name="both", columns=["s", "q"]),
         ]
         schema = fit(encoders, [frame], raw_columns(encoders, frame.collect_schema()))
-        encoded = encode_frame(normalise(frame, schema.raw), schema)
+        encoded = encode_frame(frame, schema)
         in_memory = encoded.collect(engine="in-memory")
         assert in_memory.equals(encoded.collect(engine="streaming"))
         assert in_memory["s"].max() == schema.columns[0].cardinality - 1 < 41
@@ -279,7 +276,7 @@ class TestEngines:
             enc.Vocabulary(name="l", length=2),
         ]
         schema = fit(encoders, [train], raw_columns(encoders, train.collect_schema()))
-        encoded = encode_frame(normalise(rows, schema.raw), schema)
+        encoded = encode_frame(normalise(rows.collect(), schema.raw).lazy(), schema)
         counts = encoded.select(missing_and_unknown(schema.codes)).collect().row(0, named=True)
         assert counts == {"s.missing": 2, "s.unknown": 1, "l.missing": 2, "l.unknown": 2}
 
@@ -287,8 +284,7 @@ class TestEngines:
         rows = pl.LazyFrame({"s": ["a", "b"], "label": [1, 0]})
         encoders = [enc.Vocabulary(name="s")]
         schema = fit(encoders, [rows], raw_columns(encoders, rows.collect_schema()))
-        normal = normalise(rows, schema.raw)
-        encoded = encode_frame(normal, schema, ["label", pl.col("s").alias("key")]).collect()
+        encoded = encode_frame(rows, schema, ["label", pl.col("s").alias("key")]).collect()
         assert encoded.to_dict(as_series=False) == {"s": [2, 3], "label": [1, 0], "key": ["a", "b"]}
 
 

@@ -222,7 +222,7 @@ def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch, job
         ("data.staging.PART_ROWS", 500),
     ):
         monkeypatch.setattr(f"headwater.pipelines.{name}", rows)
-    monkeypatch.setattr("headwater.pipelines.data.formats.CSV_BLOCK_BYTES", 4000)
+    monkeypatch.setattr("headwater.pipelines.data.delimited.BLOCK_BYTES", 4000)
     monkeypatch.setattr("headwater.pipelines.data.encoding.VALUES", 70)
     second = prepare(job, Path("b"))
     ours = {path.removeprefix("a/"): content for path, content in everything(Path("a")).items()}

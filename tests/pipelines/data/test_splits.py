@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import INT64_MIN
-from headwater.pipelines.data.rows import ROW
-from headwater.pipelines.data.splits import SPLIT_KEY, SPLIT_USER, assign, order_statistics, uniform
+from headwater.pipelines.data.names import ROW, SPLIT_KEY, SPLIT_USER
+from headwater.pipelines.data.splits import assign, order_statistics, uniform
 from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
 
 

@@ -51,7 +51,7 @@ BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "fraction in an integer": (
         edited(9, 0, "1.5"),
         {"columns": [{"name": "user", "encoder": "vocabulary", "dtype": "int64"}]},
-        r"clicks\.csv, row 9, column 'user': found 1\.5, expected int64",
+        r"clicks\.csv, row 9, column 'user': found '1\.5', expected int64",
     ),
     "label 2": (
         edited(11, 4, "2"),
@@ -79,7 +79,11 @@ BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         r"clicks\.csv, row 13, column 'ts': found infinity, expected a time",
     ),
-    "time is text": (edited(13, 3, "May"), {}, r"column 'ts': found String, expected a time"),
+    "time is text": (
+        edited(13, 3, "May"),
+        {},
+        r"row 13, column 'ts': found 'May', expected a time",
+    ),
     "negative weight": (
         edited(14, 2, "-1"),
         {"weight": "price"},
@@ -88,7 +92,7 @@ BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "group is a fraction": (
         CSV_TEXT,
         {"group": "price"},
-        r"column 'price': found a number with a fraction",
+        r"row 1, column 'price': found 1\.5, expected one integer or text",
     ),
     "absent feature": (
         CSV_TEXT,
