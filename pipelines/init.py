@@ -73,7 +73,8 @@ def write_job(
     Raises JobError where the job file exists and `force` is not set, or where no column can be the
     label, DataError where the data cannot be read.
     """
-    from headwater.pipelines.data.sources import Table, find_files
+    from headwater.pipelines.data.files import find_files
+    from headwater.pipelines.data.table import Table
     from headwater.pipelines.first_job.guess import guess
     from headwater.pipelines.first_job.profile import look_at
     from headwater.pipelines.job import parse_job
@@ -221,7 +222,7 @@ def _parts(
 
 def _same_columns(files: Sequence[SourceFile]) -> None:
     """Raise DataError where the files are of several kinds, as in a folder with side tables."""
-    from headwater.pipelines.data.sources import Table
+    from headwater.pipelines.data.table import Table
 
     first = set(Table(files[:1]).names())
     for file in files[1:]:

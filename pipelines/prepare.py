@@ -24,6 +24,7 @@ from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import Schema, write_schema
 from headwater.pipelines.console import note
 from headwater.pipelines.data.encoding import encode_splits
+from headwater.pipelines.data.files import find_files, fingerprint
 from headwater.pipelines.data.in_place import in_place
 from headwater.pipelines.data.names import LABEL, ROW, TIME, raw_rows, staged_name
 from headwater.pipelines.data.prepared import (
@@ -38,7 +39,6 @@ from headwater.pipelines.data.prepared import (
     load_prepared,
     write_about,
 )
-from headwater.pipelines.data.sources import find_files, fingerprint
 from headwater.pipelines.data.splits import Conditions, is_one_of, uniform
 from headwater.pipelines.data.staging import Part, Source, Staged, conditions, stage
 from headwater.pipelines.job import Job

@@ -22,7 +22,8 @@ from headwater.feature_store.normalise import normal_form
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data.columns import normal
-from headwater.pipelines.data.sources import Chunk, Table, find_files
+from headwater.pipelines.data.files import find_files
+from headwater.pipelines.data.table import Chunk, Table
 from headwater.pipelines.output import whole_file
 from headwater.serving.manifest import MANIFEST_NAME, Input
 from headwater.serving.release import load_release

@@ -152,9 +152,10 @@ def _check_columns(job: Job, result: Validation) -> None:
     """Check files, columns and types."""
     from headwater.feature_store.encoders import Column
     from headwater.feature_store.fit import check, raw_columns
+    from headwater.pipelines.data.files import find_files
     from headwater.pipelines.data.rows import Rows
-    from headwater.pipelines.data.sources import Table, find_files
     from headwater.pipelines.data.staging import declared_dtypes, readable
+    from headwater.pipelines.data.table import Table
 
     data = job.data
     files: list[Any] = []

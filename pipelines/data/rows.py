@@ -18,8 +18,9 @@ from headwater.feature_store.normalise import named, shown_at
 from headwater.feature_store.schema import Dtype
 from headwater.pipelines.data import expressions
 from headwater.pipelines.data.arrow_types import MAX_DIGITS
+from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.names import free_name
-from headwater.pipelines.data.sources import Chunk, Table, find_files
+from headwater.pipelines.data.table import Chunk, Table
 from headwater.pipelines.job import Data, Join
 
 

@@ -28,11 +28,13 @@ from headwater.pipelines.data.columns import (
     staged_columns,
     time_column,
 )
+from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.formats import CHUNK_ROWS
 from headwater.pipelines.data.names import ROW, SPLIT
 from headwater.pipelines.data.prepared import SPLITS, SplitName
 from headwater.pipelines.data.rows import Rows
-from headwater.pipelines.data.sources import Chunk, SourceFile, Table, find_files
+from headwater.pipelines.data.source_file import SourceFile
+from headwater.pipelines.data.table import Chunk, Table
 from headwater.pipelines.job import Job
 
 PART_ROWS = 4 * CHUNK_ROWS

@@ -15,7 +15,7 @@ import polars as pl
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.normalise import infer_dtype, normalise
 from headwater.feature_store.schema import RawColumn
-from headwater.pipelines.data.sources import Table
+from headwater.pipelines.data.table import Table
 
 SAMPLE_ROWS = 500_000
 """Rows looked at, at most."""

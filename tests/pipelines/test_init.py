@@ -16,7 +16,8 @@ import pytest
 
 from headwater.feature_store.errors import DataError, JobError
 from headwater.pipelines.cli import main
-from headwater.pipelines.data.sources import Table, find_files
+from headwater.pipelines.data.files import find_files
+from headwater.pipelines.data.table import Table
 from headwater.pipelines.first_job.guess import Guess, guess
 from headwater.pipelines.first_job.profile import look_at
 from headwater.pipelines.init import init, write_job

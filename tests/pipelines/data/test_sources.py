@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.pipelines.data import delimited, formats, ndjson, sources
+from headwater.pipelines.data import delimited, files, formats, ndjson
+from headwater.pipelines.data.files import find_files, fingerprint
 from headwater.pipelines.data.rows import Rows
-from headwater.pipelines.data.sources import Table, find_files, fingerprint
+from headwater.pipelines.data.table import Table
 from headwater.pipelines.job import Data
 
 ROW = "row"
@@ -206,7 +207,7 @@ def test_equal_content_has_an_equal_fingerprint_until_it_changes(tmp_path: Path)
 def test_large_file_is_known_by_size_and_time_of_change(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "HASHED_BYTES", 3)
+    monkeypatch.setattr(files, "HASHED_BYTES", 3)
     path = str(tmp_path / "a.csv") if place == "folder" else "memory://large/a.csv"
     fs, location = fsspec.core.url_to_fs(path)
     fs.pipe_file(location, b"x\n1\n")
