@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from headwater.feature_store import log_buckets, moments, quantiles
+from headwater.feature_store import log_buckets, moments, quantiles, times
 from headwater.feature_store import schema as fs
 from headwater.feature_store.config import Config
 from headwater.feature_store.errors import FeatureError
@@ -93,6 +93,8 @@ class Codes(Column):
     """For a list: which entries stay when it is cut, the last (newest) or the first."""
     pooling: Literal["sum", "mean"] = "sum"
     """For a list: how the embeddings of its entries become one."""
+    separator: str | None = Field(default=None, min_length=1)
+    """For a text column: what stands between the entries of a list, as `|` in `a|b`; needs `length`."""
 
 
 class Counted(Declared):
@@ -226,20 +228,32 @@ class Identity(Column):
 
 
 class Calendar(Codes):
-    """A part of the calendar, from a UTC time in an int64 column."""
+    """A part of the calendar, from a UTC time: a number, or text in ISO 8601."""
 
     encoder: Literal["calendar"] = "calendar"
     part: Literal["hour", "weekday", "weekend", "hour_of_week"]
     """hour 0..23, weekday 0 (Monday)..6, weekend 0 or 1, hour_of_week 0..167 from Monday 0:00."""
     unit: Literal["s", "ms", "us"] = "ms"
-    """Unit of the column since 1970; dates and datetimes are read as ms."""
+    """Unit of the column since 1970; dates, datetimes and text are read as ms."""
     utc_offset_minutes: int = Field(default=0, gt=-1440, lt=1440)
     """Offset of the local clock from UTC, the same all year."""
 
-    accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64",)
+    accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
 
-    def program(self, _learned: pl.DataFrame | None, /) -> Program:
-        """Take the part; nothing is learned."""
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame | None:
+        """Return of text how many values are times, and how many are not."""
+        if values.collect_schema()["value"] != pl.String:
+            return None
+        is_time = times.milliseconds(pl.col("value")).is_not_null()
+        return count_values(values.select(is_time.alias("value")))
+
+    def program(self, learned: pl.DataFrame | None, /) -> Program:
+        """Take the part; nothing is learned, but text without a single time is refused."""
+        if learned is not None and learned.height and not learned.get_column("key").any():
+            raise FeatureError(
+                f"column {self.inputs[0]!r}, feature {self.name!r}: none of its texts is a time in ISO 8601, "
+                f'as 2026-03-01T10:20:00Z. Set dtype = "int64" where they are numbers.'
+            )
         step = fs.Calendar(
             part=self.part, unit=self.unit, utc_offset_minutes=self.utc_offset_minutes
         )

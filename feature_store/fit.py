@@ -25,7 +25,7 @@ from headwater.feature_store.normalise import (
     named,
     normal_form,
 )
-from headwater.feature_store.polars_compiler import combine, encode
+from headwater.feature_store.polars_compiler import combine, encode, split
 
 MAX_STRING_KEYS = 1_000_000
 """String keys of all vocabularies together: a million take a serving process 0.44 GB."""
@@ -135,7 +135,7 @@ def finish(
     """Return `schema` and the columns of `fitted_now`, in the order of `encoders`."""
     columns = {column.name: column for column in schema.columns}
     for encoder in fitted_now:
-        columns[encoder.name] = _column(encoder, learned.get(encoder.name), columns)
+        columns[encoder.name] = _column(encoder, learned.get(encoder.name), columns, dtypes)
     ordered = tuple(columns[each.name] for each in encoders if each.name in columns)
     raw = _raw_of([each for each in encoders if each.name in columns], dtypes)
     result = fs.Schema(raw=tuple(raw.values()), columns=ordered)
@@ -160,10 +160,15 @@ def raw_columns(
         if name not in data:
             raise DataError(f"feature {encoder.name!r}: {missing_column(name, list(data))}")
         found = infer_dtype(name, data[name])
-        if isinstance(encoder, Calendar) and encoder.unit != "ms" and _is_temporal(data[name]):
+        if (
+            isinstance(encoder, Calendar)
+            and encoder.unit != "ms"
+            and _has_times(encoder, data[name])
+        ):
             raise FeatureError(
                 f"column {name!r}, feature {encoder.name!r}: unit {encoder.unit!r} is for plain "
-                f"numbers, and the column is {data[name]}, which is read in ms. Remove `unit`."
+                f"numbers, and the column is {data[name]}, which is read in ms. Remove `unit`, or set "
+                f'dtype = "int64" where its text is numbers.'
             )
         if encoder.dtype is not None:
             first, dtype = declared.setdefault(name, (encoder.name, encoder.dtype))
@@ -178,9 +183,10 @@ def raw_columns(
     return raw
 
 
-def _is_temporal(dtype: pl.DataType) -> bool:
+def _has_times(encoder: Calendar, dtype: pl.DataType) -> bool:
+    """Return whether a calendar gets times with a unit of their own: dates, datetimes or their text."""
     inner = element_type(dtype) if isinstance(dtype, pl.List | pl.Array) else dtype
-    return inner.is_temporal()
+    return inner.is_temporal() or (isinstance(inner, pl.String) and encoder.dtype is None)
 
 
 def check(encoders: Sequence[Declared], dtypes: Mapping[str, fs.RawColumn]) -> None:
@@ -226,15 +232,25 @@ def _check_column(encoder: Column, raw: fs.RawColumn) -> None:
             f"values can be read so, or choose another encoder."
         )
     length = encoder.length if isinstance(encoder, Codes) else None
+    separator = encoder.separator if isinstance(encoder, Codes) else None
+    if separator is not None and (raw.is_list or raw.dtype != "string"):
+        found = "a list" if raw.is_list else raw.dtype
+        raise FeatureError(
+            f"{where} has `separator`, which divides text, found {found}; remove it."
+        )
     if raw.is_list and not isinstance(encoder, Codes):
         raise FeatureError(
             f"{where} gives one number an example, found a list. Derive its mean, last entry or "
             f"its length in [data], or use an encoder that gives codes."
         )
-    if raw.is_list and length is None:
+    is_list = _is_list(encoder, raw)
+    if is_list and length is None:
         raise FeatureError(f"{where} reads a list: set `length`, the entries an example keeps.")
-    if not raw.is_list and length is not None:
-        raise FeatureError(f"{where} has `length`, but its column is no list; remove `length`.")
+    if not is_list and length is not None:
+        raise FeatureError(
+            f"{where} has `length`, but its column is no list; remove `length`, or set the `separator` that "
+            f"divides its text."
+        )
 
 
 def _check_crossed(
@@ -253,7 +269,7 @@ def _check_crossed(
                 f"{where}: {other.kind!r} gives a number and no codes. Declare a feature with "
                 f"quantiles or log_buckets over its column, and combine that."
             )
-        if isinstance(other, Column) and dtypes[other.inputs[0]].is_list:
+        if isinstance(other, Column) and _is_list(other, dtypes[other.inputs[0]]):
             raise FeatureError(
                 f"{where}: it is a list; only features with one code an example combine."
             )
@@ -311,12 +327,30 @@ def _values(
     if isinstance(encoder, Column):
         raw = dtypes[encoder.inputs[0]]
         value = named(raw.name)
-        return rows.select((value.explode() if raw.is_list else value).alias("value")).drop_nulls()
+        if isinstance(encoder, Codes) and encoder.separator is not None:
+            value = split(value, encoder.separator)
+        is_list = _is_list(encoder, raw)
+        return rows.select((value.explode() if is_list else value).alias("value")).drop_nulls()
     expressions = dict(zip((each.name for each in schema.columns), encode(schema), strict=True))
     cross = _cross(encoder, {column.name: column for column in schema.columns})
     codes = [expressions[name] for name in encoder.inputs]
     combined = rows.select(combine(codes, cross).alias("value"))
     return combined.filter(pl.col("value") != fs.INT64_MIN)
+
+
+def reading_steps(encoder: Column, raw: fs.RawColumn) -> tuple[fs.Step, ...]:
+    """Return the steps from the text of a raw column to what the encoder reads; none for other types."""
+    steps: list[fs.Step] = []
+    if isinstance(encoder, Codes) and encoder.separator is not None:
+        steps.append(fs.Split(separator=encoder.separator))
+    if isinstance(encoder, Calendar) and raw.dtype == "string":
+        steps.append(fs.Time())
+    return tuple(steps)
+
+
+def _is_list(encoder: Column, raw: fs.RawColumn) -> bool:
+    """Return whether an encoder gives a list of codes an example."""
+    return raw.is_list or (isinstance(encoder, Codes) and encoder.separator is not None)
 
 
 def _cross(encoder: Declared, columns: Mapping[str, fs.EncodedColumn]) -> fs.Cross:
@@ -342,9 +376,12 @@ def _column(
     encoder: Declared,
     learned: pl.DataFrame | None,
     columns: Mapping[str, fs.EncodedColumn],
+    dtypes: Mapping[str, fs.RawColumn],
 ) -> fs.EncodedColumn:
     steps, cardinality = encoder.program(learned)
-    if not isinstance(encoder, Column):
+    if isinstance(encoder, Column):
+        steps = (*reading_steps(encoder, dtypes[encoder.inputs[0]]), *steps)
+    else:
         steps = (_cross(encoder, columns), *steps)
     if isinstance(encoder, Codes) and encoder.length is not None:
         steps = (*steps, fs.Pad(length=encoder.length, keep=encoder.keep))

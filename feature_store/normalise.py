@@ -27,8 +27,12 @@ POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
 
 def named(name: str) -> pl.Expr:
     """Return the column of exactly this name: `pl.col` takes `*` and `^..$` for patterns."""
-    is_pattern = name == "*" or (name.startswith("^") and name.endswith("$"))
-    return cs.by_name(name).as_expr() if is_pattern else pl.col(name)
+    return cs.by_name(name).as_expr() if is_pattern(name) else pl.col(name)
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether Polars takes a name for a pattern of names."""
+    return name == "*" or (name.startswith("^") and name.endswith("$"))
 
 
 def normalise(frame: pl.DataFrame, raw: Sequence[fs.RawColumn]) -> pl.DataFrame:

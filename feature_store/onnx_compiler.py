@@ -1,10 +1,10 @@
 """Programs as standard ONNX nodes: the graph that a release runs on raw features.
 
-Opset 18 and ai.onnx.ml 4; onnxruntime's `MurmurHash3` (domain com.microsoft) is the one operator
-outside the standard. Raw columns are the inputs: `[N, 1]` int64, double or string, a list `[N, L]`
-beside `<name>.length`. Outputs are `code.<name>` (int64 `[N, length]`) and `dense.<name>` (float32
-`[N, 1]`). Two inputs may have different numbers of rows, as one context beside many candidates:
-only `cross` joins columns, and it broadcasts.
+Operator set 18, or 20 where text is split or read as a time, and ai.onnx.ml 4; onnxruntime's
+`MurmurHash3` (domain com.microsoft) is the one operator outside the standard. Raw columns
+are the inputs: `[N, 1]` int64, double or string, a list `[N, L]` beside `<name>.length`. Outputs are
+`code.<name>` (int64 `[N, length]`) and `dense.<name>` (float32 `[N, 1]`). Two inputs may have different
+numbers of rows, as one context beside many candidates: only `cross` joins columns, and it broadcasts.
 
 The other compiler of the same programs is `polars_compiler`; a test holds that both give equal
 codes.
@@ -12,21 +12,16 @@ codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
-from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
+from headwater.feature_store import onnx_times
 from headwater.feature_store import schema as fs
+from headwater.feature_store.onnx_graph import LEAST_OPSET, EncoderGraph, Tensor, free_prefix
 
-OPSETS: tuple[tuple[str, int], ...] = (("", 18), ("ai.onnx.ml", 4), ("com.microsoft", 1))
-"""Domains and versions that the nodes need."""
-IR_VERSION = 10
-"""Version of the file format; onnxruntime reads it since 1.18."""
 COMPARED_EDGES = 128
 """Up to so many edges are compared one and all; more take a binary search."""
 
@@ -35,65 +30,8 @@ _ELEMENTS: dict[fs.Dtype, int] = {
     "double": TensorProto.DOUBLE,
     "string": TensorProto.STRING,
 }
-_NUMPY: dict[int, type[np.generic]] = {
-    TensorProto.INT64: np.int64,
-    TensorProto.DOUBLE: np.float64,
-    TensorProto.FLOAT: np.float32,
-}
 
 Dim = str | int
-
-
-class Tensor(NamedTuple):
-    """A value of the graph: its name, and its element type as in TensorProto."""
-
-    name: str
-    element: int
-
-
-@dataclass(slots=True)
-class EncoderGraph:
-    """Nodes from raw columns to codes and dense numbers, to run alone or to put before a model."""
-
-    inputs: list[ValueInfoProto] = field(default_factory=list)
-    outputs: list[ValueInfoProto] = field(default_factory=list)
-    nodes: list[NodeProto] = field(default_factory=list)
-    initializers: list[TensorProto] = field(default_factory=list)
-    _constants: dict[tuple[int, bytes, tuple[int, ...]], Tensor] = field(default_factory=dict)
-
-    def model(self) -> onnx.ModelProto:
-        """Return the graph as a model of its own."""
-        graph = helper.make_graph(
-            self.nodes, "encoders", self.inputs, self.outputs, self.initializers
-        )
-        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-
-    def add(self, operator: str, *inputs: Tensor, element: int, **attributes: Any) -> Tensor:
-        """Append a node and return its output, of type `element`."""
-        output = Tensor(f"encode/{len(self.nodes)}", element)
-        domain = {"LabelEncoder": "ai.onnx.ml", "MurmurHash3": "com.microsoft"}.get(operator, "")
-        names = [tensor.name for tensor in inputs]
-        self.nodes.append(
-            helper.make_node(operator, names, [output.name], domain=domain, **attributes)
-        )
-        return output
-
-    def cast(self, value: Tensor, element: int) -> Tensor:
-        """Return the value as another element type."""
-        if value.element == element:
-            return value
-        return self.add("Cast", value, element=element, to=element)
-
-    def constant(self, values: object, element: int = TensorProto.INT64) -> Tensor:
-        """Return an initializer with these values; equal ones are stored once."""
-        array = np.asarray(values, dtype=_NUMPY[element])
-        key = (element, array.tobytes(), array.shape)
-        if key not in self._constants:
-            tensor = Tensor(f"encode/constant/{len(self.initializers)}", element)
-            self.initializers.append(numpy_helper.from_array(array, tensor.name))
-            self._constants[key] = tensor
-        return self._constants[key]
 
 
 def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) -> EncoderGraph:
@@ -104,7 +42,7 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
     are not 1.
     """
     batch = batch or {}
-    graph = EncoderGraph()
+    graph = EncoderGraph(free_prefix("encode/", [column.name for column in schema.raw]))
     raw = {column.name: column for column in schema.raw}
     for column in schema.raw:
         rows = batch.get(column.name, "N")
@@ -117,8 +55,10 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
     encoded: dict[str, Tensor] = {}
     rows_of: dict[str, Dim] = {}
     masks: dict[str, Tensor] = {}
+    read: dict[tuple[str, fs.Step], tuple[Tensor, Tensor | None]] = {}
     for column in schema.columns:
         steps = column.steps
+        length: Tensor | None = None
         if isinstance(steps[0], fs.Cross):
             wire = _cross(graph, [encoded[name] for name in column.inputs], steps[0])
             steps = steps[1:]
@@ -126,7 +66,18 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
         else:
             source = raw[column.inputs[0]]
             wire = Tensor(source.name, _ELEMENTS[source.dtype])
+            length = Tensor(f"{wire.name}.length", TensorProto.INT64)
             rows_of[column.name] = batch.get(source.name, "N")
+            while isinstance(steps[0], fs.Split | fs.Time):
+                key = wire.name, steps[0]
+                if key not in read:
+                    read[key] = (
+                        _split(graph, wire, steps[0])
+                        if isinstance(steps[0], fs.Split)
+                        else (onnx_times.milliseconds(graph, wire), length)
+                    )
+                wire, length = read[key]
+                steps = steps[1:]
         value = wire
         for step in steps:
             if isinstance(step, fs.Missing):
@@ -135,7 +86,7 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
                 fill = graph.constant(step.fill, value.element)
                 value = graph.add("Where", masks[wire.name], fill, value, element=value.element)
             elif isinstance(step, fs.Pad):
-                length = Tensor(f"{wire.name}.length", TensorProto.INT64)
+                assert length is not None, "a crossed column is no list"
                 value = _pad(graph, value, length, step)
             else:
                 value = _PRIMITIVES[type(step)](graph, value, step)
@@ -144,6 +95,25 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
         graph.outputs.append(_info(output, [rows_of[column.name], column.length]))
         encoded[column.name] = output
     return graph
+
+
+def least_opset(columns: Iterable[fs.EncodedColumn]) -> int:
+    """Return the operator set that the steps of columns need: 20 where they cut up or read text."""
+    steps = (step for column in columns for step in column.steps)
+    return 20 if any(isinstance(step, fs.Split | fs.Time) for step in steps) else LEAST_OPSET
+
+
+def _split(graph: EncoderGraph, text: Tensor, step: fs.Split) -> tuple[Tensor, Tensor]:
+    """Return the parts of each text, [N, L] filled up with '', and how many there are, [N, 1]."""
+    flat = graph.add("Reshape", text, graph.constant([-1]), element=TensorProto.STRING)
+    parts, counts = graph.add_many(
+        "StringSplit",
+        flat,
+        elements=(TensorProto.STRING, TensorProto.INT64),
+        delimiter=step.separator,
+    )
+    column = graph.constant([-1, 1])
+    return parts, graph.add("Reshape", counts, column, element=TensorProto.INT64)
 
 
 def _info(tensor: Tensor, dims: Sequence[Dim]) -> ValueInfoProto:

@@ -16,6 +16,7 @@ import polars as pl
 import polars_hash
 
 from headwater.feature_store import schema as fs
+from headwater.feature_store import times
 from headwater.feature_store.normalise import named
 
 WIRE_MISSING: dict[fs.Dtype, float | int | str] = {
@@ -40,12 +41,15 @@ def encode(schema: fs.Schema) -> list[pl.Expr]:
             crossed = combine(codes, column.steps[0])
             return _elementwise(crossed, "int64", column.steps[1:])
         source = raw[column.inputs[0]]
-        if not source.is_list:
-            return _elementwise(named(source.name), source.dtype, column.steps)
-        *steps, pad = column.steps
+        value = named(source.name)
+        if column.separator is not None:
+            value = split(value, column.separator)
+        elif not source.is_list:
+            return _elementwise(value, source.dtype, column.steps)
+        *steps, pad = column.steps[column.separator is not None :]
         assert isinstance(pad, fs.Pad), "the program of a list ends with Pad"
         entries = _elementwise(pl.element(), source.dtype, steps)
-        return _pad(named(source.name).list.eval(entries), pad)
+        return _pad(value.list.eval(entries), pad)
 
     return [expression(column).alias(column.name) for column in schema.columns]
 
@@ -59,6 +63,12 @@ def encode_frame(
     `pl.col("user").alias("user_key")`.
     """
     return lf.select(*encode(schema), *keep)
+
+
+def split(text: pl.Expr, separator: str) -> pl.Expr:
+    """Return the texts between separators, List(String) in normal form; of no text none."""
+    parts = pl.when(text.is_not_null()).then(text.str.split(separator))
+    return parts.list.eval(pl.when(pl.element() != "").then(pl.element()))
 
 
 def combine(codes: Iterable[pl.Expr], step: fs.Cross) -> pl.Expr:
@@ -89,8 +99,11 @@ def missing_and_unknown(columns: Iterable[fs.EncodedColumn]) -> list[pl.Expr]:
     return counts
 
 
-def _elementwise(raw: pl.Expr, dtype: fs.Dtype, steps: Iterable[fs.Step]) -> pl.Expr:
+def _elementwise(raw: pl.Expr, dtype: fs.Dtype, steps: Sequence[fs.Step]) -> pl.Expr:
     """Return the value of elementwise steps over one raw value, Int32 codes or a Float32 number."""
+    first, *rest = steps
+    if isinstance(first, fs.Time):
+        raw, dtype, steps = times.milliseconds(raw), "int64", rest
     wire = raw.fill_null(pl.lit(WIRE_MISSING[dtype]))
     value = wire
     dense = False

@@ -37,6 +37,22 @@ class RawColumn(msgspec.Struct, frozen=True, kw_only=True):
     is_list: bool = False
 
 
+class Split(msgspec.Struct, frozen=True, tag="split"):
+    """A text to the list of texts between separators; the first step, of a column that is no list.
+
+    The empty text is an empty list; empty parts and spaces stay.
+    """
+
+    separator: str
+
+
+class Time(msgspec.Struct, frozen=True, tag="time"):
+    """Text to int64, the time that it says in ISO 8601 (`times`), in ms since 1970; else INT64_MIN.
+
+    Before all steps but Split; what is missing after it was missing, or said no time.
+    """
+
+
 class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
     """int64 or string to code: the position of the value in `keys` plus 2; 1 where it is not there.
 
@@ -122,7 +138,7 @@ class Pad(msgspec.Struct, frozen=True, tag="pad"):
     keep: Literal["tail", "head"] = "tail"
 
 
-Step = Lookup | Edges | Affine | Hash | Calendar | Cross | Missing | Pad
+Step = Split | Time | Lookup | Edges | Affine | Hash | Calendar | Cross | Missing | Pad
 
 
 class EncodedColumn(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +163,12 @@ class EncodedColumn(msgspec.Struct, frozen=True, kw_only=True):
     def is_dense(self) -> bool:
         """True for a float32 number, False for codes of an embedding table."""
         return self.cardinality == 0
+
+    @property
+    def separator(self) -> str | None:
+        """What the program splits its text at, None where it reads the column as it is."""
+        first = self.steps[0]
+        return first.separator if isinstance(first, Split) else None
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):

@@ -20,11 +20,14 @@ import torch
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.files import file_sha256
+from headwater.feature_store.normalise import named
+from headwater.feature_store.onnx_compiler import least_opset
 from headwater.feature_store.reader import Reader
-from headwater.feature_store.schema import Schema
+from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
 from headwater.pipelines.console import note
+from headwater.pipelines.data.expressions import reads
 from headwater.pipelines.data.loader import Loader
 from headwater.pipelines.data.prepared import load_prepared
 from headwater.pipelines.job import Export, Job
@@ -115,17 +118,17 @@ def export_network(
         First and last event time of the training data, UTC milliseconds.
     """
     settings = job.export
+    opset = settings.opset or least_opset(schema.columns)
     problems = context_problems(settings.context, [column.name for column in schema.raw])
+    problems += opset_problems(settings.opset, schema.columns)
     if problems:
         raise JobError("\n".join(problems))
     golden, made = golden_rows(schema, sample, settings.golden_rows)
-    rows = pl.concat([sample.select(golden.columns), made])
+    rows = pl.concat([sample.select(map(named, golden.columns)), made])
     network.eval()
     expected = torch_scores(network, schema, rows, job.data.negative_rate)
     slots = slot_tables(network.embeddings)
-    layers = release_layers(
-        schema, slots, network.model, context=settings.context, opset=settings.opset
-    )
+    layers = release_layers(schema, slots, network.model, context=settings.context, opset=opset)
     labels = sample[job.features.label].to_numpy().astype(np.uint8)
     cost: dict[str, float] = {}
     tolerance = settings.tolerance
@@ -147,7 +150,7 @@ def export_network(
         layers,
         context=settings.context,
         negative_rate=job.data.negative_rate,
-        opset=settings.opset,
+        opset=opset,
     )
     manifest = _describe(job, schema, metrics or {}, time_range_ms)
     folder = releases / manifest.name
@@ -180,6 +183,27 @@ def export_network(
         return publish(part, folder, manifest)
 
 
+def derived(derive: Mapping[str, str], inputs: Iterable[str]) -> dict[str, str]:
+    """Return the expressions of inputs that are derived, and of what they are derived from, in order."""
+    needed = set(inputs)
+    chosen: dict[str, str] = {}
+    for name, text in reversed(list(derive.items())):
+        if name in needed:
+            chosen[name] = text
+            needed |= reads(text, derive, "").keys()
+    return dict(reversed(list(chosen.items())))
+
+
+def opset_problems(opset: int | None, columns: Iterable[EncodedColumn]) -> list[str]:
+    """Return a line for each feature whose steps need a later operator set than `export.opset`."""
+    return [
+        f"export.opset: {opset} is below {least_opset([column])}, which feature {column.name!r} needs to "
+        f"read text as a list or a time. Leave `opset` out, or raise it."
+        for column in columns
+        if opset is not None and opset < least_opset([column])
+    ]
+
+
 def _describe(
     job: Job,
     schema: Schema,
@@ -193,6 +217,13 @@ def _describe(
             dtype=column.dtype,
             is_list=column.is_list,
             role="context" if column.name in job.export.context else "candidate",
+            separators=tuple(
+                dict.fromkeys(
+                    each.separator
+                    for each in schema.columns
+                    if each.separator is not None and each.inputs == (column.name,)
+                )
+            ),
         )
         for column in schema.raw
     )
@@ -214,6 +245,8 @@ def _describe(
         created_ts_ms=time.time_ns() // 1_000_000,
         model_type=job.model.type,
         precision=job.export.precision,
+        derived=derived(job.data.derive, [column.name for column in schema.raw]),
+        csv=job.data.csv.model_dump(mode="json", exclude_defaults=True),
         inputs=inputs,
         outputs=(Output(name=OUTPUT),),
         features=features,

@@ -336,8 +336,9 @@ class Export(Config):
 
     name: FolderName | None = None
     """Name of the model in the service and of its folder; the job's name when absent."""
-    opset: int = Field(default=18, ge=18, le=22)
-    """ONNX operator set."""
+    opset: int | None = Field(default=None, ge=18, le=22)
+    """ONNX operator set; when absent the least that the encoders need: 18, or 20 where they read text as a
+    list or a time."""
     context: list[str] = []
     """Raw columns that a ranking request gives once for all candidates."""
     tolerance: float = Field(default=1e-5, gt=0)
@@ -384,7 +385,7 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}.") from error
     for override in overrides:
-        _apply(values, override)
+        _apply(values, override, "--set")
     return parse_job(values, source=f"{path} with --set" if overrides else str(path))
 
 
@@ -410,6 +411,22 @@ def read_model(name: str, settings: Mapping[str, Any]) -> tuple[type[CTRModel], 
         return model_class, config.model_validate(dict(settings))
     except ValidationError as error:
         raise JobError("\n".join(explain(error, config, settings, "model"))) from None
+
+
+def read_csv_format(values: Mapping[str, Any], source: str = "csv") -> CsvFormat:
+    """Return how CSV files are written, as `data.csv` says it; JobError names a wrong key after `source`."""
+    try:
+        return CsvFormat.model_validate(dict(values))
+    except ValidationError as error:
+        raise JobError("\n".join(explain(error, CsvFormat, values, source))) from None
+
+
+def read_settings(settings: Sequence[str], flag: str) -> dict[str, Any]:
+    """Return the nested dict that `key.path=value` settings of an option make; JobError for another form."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        _apply(values, setting, flag)
+    return values
 
 
 def dump_job(job: Job) -> str:
@@ -488,11 +505,11 @@ def _known_keys(config: type[BaseModel]) -> set[str]:
     return {key for part in parts for key in part.get("properties", {})}
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, flag: str) -> None:
     """Set `a.b=value` in nested dicts; the value is TOML, or text where it is not TOML."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise JobError(f"--set {override!r}: expected key.path=value.")
+        raise JobError(f"{flag} {override!r}: expected key.path=value.")
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
@@ -502,5 +519,5 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for depth, parent in enumerate(parents):
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise JobError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} is not a table.")
+            raise JobError(f"{flag} {override!r}: {'.'.join(parents[: depth + 1])} is not a table.")
     table[last] = value

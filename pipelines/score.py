@@ -7,7 +7,7 @@ reads and writes batch by batch: memory does not grow with the file. No torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,11 +21,13 @@ from headwater.feature_store.errors import DataError, ReleaseError
 from headwater.feature_store.normalise import normal_form
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
+from headwater.pipelines.data import expressions
 from headwater.pipelines.data.columns import normal
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.table import Chunk, Table
+from headwater.pipelines.job import read_csv_format
 from headwater.pipelines.output import whole_file
-from headwater.serving.manifest import MANIFEST_NAME, Input
+from headwater.serving.manifest import MANIFEST_NAME, Input, Manifest
 from headwater.serving.release import load_release
 from headwater.serving.scorer import require_finite
 from headwater.serving.signature import LENGTH, Arrays
@@ -35,7 +37,12 @@ BATCH_ROWS = 65_536
 
 
 def score(
-    release: Path, source: str | Path, out: Path, *, batch_rows: int = BATCH_ROWS
+    release: Path,
+    source: str | Path,
+    out: Path,
+    *,
+    csv: Mapping[str, Any] | None = None,
+    batch_rows: int = BATCH_ROWS,
 ) -> dict[str, Any]:
     """Write the rows of `source` to `out` with their scores; return their number, and the speed.
 
@@ -44,20 +51,22 @@ def score(
     release
         Release folder, or the folder of a model: then its newest version.
     source
-        Parquet, CSV or NDJSON: a path, glob or fsspec URL, with the release's raw columns.
+        Parquet, CSV or NDJSON: a path, glob or fsspec URL, with the release's raw columns. Those that the job
+        derived are derived here too, where they are absent.
     out
         Parquet or CSV file, by its suffix: all columns of `source`, and the score under its name in
         the release (`prob`). From CSV to CSV every field keeps its text. It appears when it is complete.
+    csv
+        How CSV files are written, as `data.csv` of a job, which is what counts when absent.
     batch_rows
         Rows in memory at a time.
     """
     start_s = time.perf_counter()
     scorer = load_release(release_folder(release))
-    inputs = scorer.manifest.inputs
-    raw = [RawColumn(name=i.name, dtype=i.dtype, is_list=i.is_list) for i in inputs]
-    output = scorer.manifest.outputs[0].name
-    table = Table(find_files(str(source)))
-    table.require({column.name: "The release takes it in." for column in raw})
+    manifest = scorer.manifest
+    table = Table(find_files(str(source), read_csv_format(manifest.csv if csv is None else csv)))
+    inputs = _Inputs(manifest, table)
+    output = manifest.outputs[0].name
     names = table.names()
     if output in names:
         raise DataError(
@@ -66,23 +75,23 @@ def score(
     # What is written has the types of the file, so a CSV's fields, which have none, stay text in a CSV.
     # Only the copy that is scored takes the types of the release.
     text_to_text = out.suffix == ".csv" and all(file.is_text for file in table.files)
-    dtypes: dict[str, Dtype] = {column.name: column.dtype for column in raw}
+    kept = table.readable(names)
+    dtypes = dict(inputs.dtypes)
     if text_to_text:
-        dtypes |= dict[str, Dtype].fromkeys(names, "string")
-    types = table.infer(names, dtypes=dtypes, exact=True)
-    for column in raw:
-        normal_form(column, types[column.name])
+        dtypes |= dict[str, Dtype].fromkeys(kept, "string")
+    types = table.infer(kept, dtypes=dtypes, exact=True)
+    inputs.check(types)
     rows = 0
     with (
         Progress("score", unit="rows") as bar,
         _writing(out, types | {output: pl.Float32()}) as write,
     ):
-        for chunk in table.chunks(names):
+        for chunk in table.chunks(kept):
             path = table.files[chunk.file].path
-            inputs_of_chunk = _normal(chunk, raw, path)
-            for start in range(0, len(inputs_of_chunk), batch_rows):
+            frame = inputs.of(chunk)
+            for start in range(0, len(frame), batch_rows):
                 batch = slice(start, start + batch_rows)
-                arrays = frame_to_arrays(inputs_of_chunk[batch], inputs)
+                arrays = frame_to_arrays(frame[batch], manifest.inputs)
                 scores = scorer.score(arrays)
                 first_row = chunk.first_row + start
                 require_finite(scores, arrays, where=f"{path}, ", first_row=first_row)
@@ -93,17 +102,66 @@ def score(
         "out": str(out),
         "rows": rows,
         "rows_per_second": rows / (time.perf_counter() - start_s),
-        "release": f"{scorer.manifest.name}/{scorer.manifest.version}",
+        "release": f"{manifest.name}/{manifest.version}",
     }
 
 
-def _normal(chunk: Chunk, raw: Sequence[RawColumn], path: str) -> pl.DataFrame:
-    """Return the inputs of a chunk in normal form; DataError with the row of a value that has none."""
+class _Inputs:
+    """The inputs of a release from the rows of a table.
 
-    def fail(row: int, column: str, message: str) -> None:
-        raise DataError(f"{path}, row {chunk.first_row + row}, column {column!r}: {message}")
+    Raises DataError for a column that is absent.
+    """
 
-    return normal(chunk.frame, {column.name: column for column in raw}, fail)
+    def __init__(self, manifest: Manifest, table: Table) -> None:
+        self._raw = {
+            each.name: RawColumn(name=each.name, dtype=each.dtype, is_list=each.is_list)
+            for each in manifest.inputs
+        }
+        self.dtypes: dict[str, Dtype] = {name: raw.dtype for name, raw in self._raw.items()}
+        self._table = table
+        names = self._names = table.names()
+        # Derived from itself, a column of the file is what it was before.
+        self._derive = {
+            name: text
+            for name, text in manifest.derived.items()
+            if name not in names or name in expressions.reads(text, [name], "")
+        }
+        needed = dict.fromkeys(self._raw, "The release takes it in.")
+        for name, text in reversed(self._derive.items()):
+            if needed.pop(name, None) is not None:
+                reason = f"The release takes in {name!r}, which the job derives by {text!r}."
+                sources = expressions.reads(text, {*names, *self._derive}, "")
+                needed |= dict.fromkeys(sources, reason)
+        table.require(needed)
+        self._needed = list(needed)
+        self._chunks = self._typed() if self._derive else None
+
+    def check(self, types: Mapping[str, pl.DataType]) -> None:
+        """Raise DataError for an input that has none of the types from which it can be read."""
+        for raw in self._raw.values():
+            if raw.name not in self._derive:
+                if raw.name not in types:
+                    raise DataError(f"{self._table.path}: column {raw.name!r} cannot be read.")
+                normal_form(raw, types[raw.name])
+
+    def of(self, chunk: Chunk) -> pl.DataFrame:
+        """Return the inputs of the next chunk in normal form; DataError with the row of a wrong value."""
+        # Expressions have the types that training gave them, not those that are written.
+        frame = chunk.frame if self._chunks is None else next(self._chunks).frame
+        for name, text in self._derive.items():
+            value = expressions.evaluate(frame, text, f"derived.{name}", self._names)
+            frame = frame.with_columns(value.alias(name))
+
+        def fail(row: int, column: str, message: str) -> None:
+            where = f"{self._table.files[chunk.file].path}, row {chunk.first_row + row}"
+            raise DataError(f"{where}, column {column!r}: {message}")
+
+        return normal(frame, self._raw, fail)
+
+    def _typed(self) -> Iterator[Chunk]:
+        table = Table(self._table.files)
+        table.infer(self._needed, dtypes=self.dtypes)
+        return table.chunks(self._needed)
 
 
 def frame_to_arrays(frame: pl.DataFrame, inputs: Iterable[Input]) -> Arrays:

@@ -28,6 +28,8 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     """A context input may be given once, as `[1, ..]`, for all N candidates."""
     shape: tuple[int, ...] = ()
     """Of the tensor, -1 where it may differ from call to call; by `is_list` when absent."""
+    separators: tuple[str, ...] = ()
+    """What the graph divides the text of a string input at, into lists."""
     missing: int | str | None = None
     """What stands for a missing value, or entry of a list; None for NaN, which JSON lacks. By `dtype`
     when absent."""
@@ -97,3 +99,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden: Golden
     precision: Literal["float32", "int8"] = "float32"
     """Of the dense layers; embedding tables are float32 in both."""
+    derived: dict[str, str] = {}
+    """Polars SQL of the inputs that the job derived from other columns, and of those they come from, in
+    order: what a caller computes before it asks."""
+    csv: dict[str, Any] = {}
+    """How the job's CSV files were written, where that was not as usual: what `headwater score` reads by."""

@@ -12,13 +12,10 @@ import onnxruntime
 
 from headwater.serving.errors import Misfit, RequestError
 from headwater.serving.manifest import Manifest
-from headwater.serving.signature import Arrays, Signature
+from headwater.serving.signature import MAX_RUN_ROWS, Arrays, Signature
 from headwater.serving.tensors import Array
 
 Scores = npt.NDArray[np.float32]
-
-MAX_RUN_ROWS = 4096
-"""Rows of one call of onnxruntime: a bound on the memory of activations; more gains no speed."""
 
 
 class Scorer:

@@ -20,6 +20,8 @@ from headwater.serving.tensors import MAX_CELLS, MISSING, NUMPY, Array, flat, mi
 Arrays = dict[str, Array]
 
 LENGTH = ".length"
+MAX_RUN_ROWS = 4096
+"""Rows of one call of onnxruntime: a bound on the memory of activations; more gains no speed."""
 _MAX_RUNS = 64
 _MISSING_INT = np.int64(INT64_MIN)
 
@@ -48,6 +50,7 @@ class Signature:
                 name = column.name + LENGTH
                 self.tensors[name] = Input(name=name, dtype="int64", role=column.role)
         self._lists = tuple(name for name, column in self.inputs.items() if column.is_list)
+        self._divided = tuple(column for column in self.inputs.values() if column.separators)
         self._context = tuple(n for n, tensor in self.tensors.items() if tensor.role == "context")
         self._alike: dict[tuple[Dtype, str], list[str]] = {}
         for name, column in self.inputs.items():
@@ -136,6 +139,9 @@ class Signature:
         where a list given once is too long to be repeated.
         """
         given = len(arrays) == len(self.tensors) and not self._lists
+        for column in self._divided:
+            if column.name in arrays:
+                _check_parts(column, arrays[column.name], num_rows)
         if given and {len(array) for array in arrays.values()} == {num_rows}:
             return dict(arrays)
         # Before anything is made of them: a tensor of no columns may claim any number of rows.
@@ -201,8 +207,11 @@ class Signature:
         return num_rows > 1 and any(feeds[name].shape[0] == 1 for name in self._context)
 
     def width(self, feeds: Arrays) -> int:
-        """Return the width of the widest list, 1 without any."""
-        return max([feeds[name].shape[1] for name in self._lists], default=1)
+        """Return the width of the widest list, given as one or as text, 1 without any."""
+        lists = [feeds[name].shape[1] for name in self._lists]
+        return max(
+            [*lists, *(_num_parts(each, feeds[each.name]) for each in self._divided)], default=1
+        )
 
     def join(self, parts: Sequence[tuple[Arrays, int]]) -> tuple[Arrays, int]:
         """Return several requests as one: rows in order, a context repeated for its own candidates."""
@@ -234,6 +243,26 @@ class Signature:
                     each = np.count_nonzero(found.reshape(len(names), -1), axis=1)
                     counts.update(zip(names, each.tolist(), strict=True))
         return {name: int(count) for name, count in counts.items() if count}
+
+
+def _num_parts(column: Input, array: Array) -> int:
+    """Return the most parts into which the graph divides a text of a string input."""
+    texts = _texts(array).ravel().tolist()
+    most = max((text.count(each) for text in texts for each in column.separators), default=0)
+    return most + 1
+
+
+def _check_parts(column: Input, array: Array, num_rows: int) -> None:
+    """Raise `TooLargeError` where the lists in a text, filled up to the longest, are too large."""
+    rows = min(num_rows, MAX_RUN_ROWS)
+    # Most texts are short: their length alone says it.
+    if array.size and rows * max(map(len, array.ravel().tolist())) > MAX_CELLS:
+        parts = _num_parts(column, array)
+        if rows * parts > MAX_CELLS:
+            raise TooLargeError(
+                f"input {column.name!r}: a text of {parts} parts beside {rows} rows: expected at most "
+                f"{MAX_CELLS} values in all; send shorter texts, or fewer rows"
+            )
 
 
 def repeat(name: str, array: Array, num_rows: int) -> Array:

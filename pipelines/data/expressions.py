@@ -12,12 +12,15 @@ from collections.abc import Collection, Sequence
 import polars as pl
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.feature_store.normalise import missing_column
+from headwater.feature_store.normalise import is_pattern, missing_column
+from headwater.pipelines.data.names import free_name
 
-_TEXT = re.compile(r"""("[^"]*")|'(?:[^']|'')*'""")
+_TEXT = re.compile(r"""("(?:[^"]|"")*")|'(?:[^']|'')*'""")
 """A text; or, in the group, a quoted name, which may hold an apostrophe."""
-_NAME = re.compile(r'"([^"]+)"|([^\W\d]\w*)')
-_TOKEN = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|(?P<name>[^\W\d]\w*)(?!\w|\s*\()""")
+_NAME = re.compile(r'"((?:[^"]|"")+)"|([^\W\d]\w*)')
+_TOKEN = re.compile(
+    r"""'(?:[^']|'')*'|"(?P<quoted>(?:[^"]|"")*)"|(?P<name>[^\W\d]\w*)(?!\w|\s*\()"""
+)
 # By name: what Polars itself says of an expression (`Expr.meta`) needs columns it cannot see, and counts
 # `a / COUNT(*)` as one row's.
 _SEVERAL_ROWS = re.compile(
@@ -31,7 +34,8 @@ _SQL_ERRORS = (pl.exceptions.SQLInterfaceError, pl.exceptions.SQLSyntaxError)
 
 def reads(text: str, columns: Collection[str], key: str) -> dict[str, str]:
     """Return the columns that an expression names, each with the sentence that says so."""
-    names = [quoted or plain for quoted, plain in _NAME.findall(_TEXT.sub(r"\1 ", text))]
+    found = _NAME.findall(_TEXT.sub(r"\1 ", text))
+    names = [quoted.replace('""', '"') or plain for quoted, plain in found]
     return {name: f"({key} reads it.)" for name in names if name in columns}
 
 
@@ -66,6 +70,17 @@ def evaluate(frame: pl.DataFrame, text: str, key: str, known: Sequence[str]) -> 
 
 
 def _run(frame: pl.DataFrame, text: str) -> pl.Series:
+    # Polars takes these names for patterns, quoted or not.
+    patterns = [name for name in frame.columns if is_pattern(name)]
+    names = {name: free_name(f"column {i}", frame.columns) for i, name in enumerate(patterns)}
+    frame = frame.rename(names)
+
+    def rename(match: re.Match[str]) -> str:
+        name = (match.group("quoted") or "").replace('""', '"')
+        return f'"{names[name]}"' if name in names else match.group()
+
+    text = _TOKEN.sub(rename, text)
+
     def query(expression: str) -> pl.Series:
         result = frame.lazy().sql(f'SELECT ({expression}) AS "value" FROM self').collect()
         return result.get_column("value")

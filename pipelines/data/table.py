@@ -15,6 +15,7 @@ from headwater.feature_store.convert import Conversion, convert
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.normalise import missing_column, named, shown_at, wrong_value
 from headwater.feature_store.schema import Dtype
+from headwater.pipelines.console import note
 from headwater.pipelines.data import parquet
 from headwater.pipelines.data.column_types import as_declared, unify
 from headwater.pipelines.data.formats import read_chunks, read_names, read_types
@@ -66,6 +67,21 @@ class Table:
                 known = self.names() if file.format == "ndjson" else names
                 if name not in known:
                     raise DataError(f"{file.path}: {missing_column(name, known)} {reason}")
+
+    def readable(self, columns: Sequence[str]) -> list[str]:
+        """Return those of `columns` that can be read from every file, and tell which cannot."""
+        refused: dict[str, str] = {}
+        for file in self.files:
+            if file.format == "parquet":
+                types = read_types(file)
+                for name in columns:
+                    if isinstance(types.get(name), pl.Unknown):
+                        refused[name] = (
+                            f"{file.path}: column {name!r}: {parquet.refusal(file, name)}"
+                        )
+        for reason in refused.values():
+            note(f"left out: {reason}")
+        return [name for name in columns if name not in refused]
 
     def infer(
         self,

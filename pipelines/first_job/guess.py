@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from headwater.feature_store import times
 from headwater.feature_store.errors import JobError
-from headwater.feature_store.schema import RawColumn
+from headwater.feature_store.normalise import named
 from headwater.pipelines.first_job.label import find_label, named_label, outcomes, positive_when
 from headwater.pipelines.first_job.profile import Look, Profile, quoted, shared
 
@@ -26,9 +27,6 @@ ITEMS = (
     *("document", "offer", "recipe", "game"),
 )
 TIMES = ("timestamp", "time", "ts", "datetime", "date", "at", "day")
-TIME_TEXTS = tuple(
-    f"%Y-%m-%d{between}%H:%M:%S%.f{zone}" for between in (" ", "T") for zone in ("", "Z", "%z")
-)
 SPLITS = ("split", "fold", "partition", "subset")
 KEY_WORDS = {"id", "ids", "no", "key", "code", "hash", "idx", "index"}
 KEY_ENDS = {"nr", "number"}
@@ -74,7 +72,6 @@ class Guess:
 def guess(look: Look, label: str | None = None) -> Guess:
     """Return a first job for what `look` shows; JobError where no column can be the label."""
     result = Guess()
-    look = _read_times(look, result)
     _label(look, label, result)
     _keys(look, result)
     _split(look, result)
@@ -87,44 +84,6 @@ def guess(look: Look, label: str | None = None) -> Guess:
     _perhaps(look, result)
     _context(look, result)
     return result
-
-
-def _read_times(look: Look, result: Guess) -> Look:
-    """Derive a time from each text that holds one; return `look` with it."""
-    columns = list(look.columns)
-    sample = look.sample
-    for column in look.columns:
-        if column.raw is None or column.raw.dtype != "string" or column.raw.is_list:
-            continue
-        if not set(TIMES) & set(column.tokens):
-            continue
-        for pattern in TIME_TEXTS:
-            parsed = sample.get_column(column.name).str.to_datetime(
-                pattern, time_unit="ms", strict=False
-            )
-            if parsed.null_count() != column.missing or column.distinct < 2:
-                continue
-            name = _free_name(f"{column.name}_utc", look)
-            result.derive[name] = f"STRPTIME({quoted(column.name)}, '{pattern}')"
-            result.left_out[column.name] = f"read as {name}"
-            number = parsed.dt.timestamp("ms").alias(name)
-            sample = sample.with_columns(number)
-            low, high = number.min(), number.max()
-            assert isinstance(low, int)
-            assert isinstance(high, int)
-            columns.append(
-                Profile(
-                    name=name,
-                    found=pl.Datetime("ms"),
-                    raw=RawColumn(name=name, dtype="int64"),
-                    missing=column.missing,
-                    distinct=column.distinct,
-                    low=low,
-                    high=high,
-                )
-            )
-            break
-    return Look(tuple(columns), sample, look.is_whole)
 
 
 def _label(look: Look, wanted: str | None, result: Guess) -> None:
@@ -194,6 +153,8 @@ def _recurs(column: Profile, look: Look) -> bool:
 
 def time_unit(column: Profile) -> str | None:
     """Return s, ms or us, the unit of a time since 1970, by where its values lie; None for no time."""
+    if column.is_time_text:
+        return "ms"
     if column.is_time:
         return "ms" if isinstance(column.found, pl.Date | pl.Datetime) else None
     if column.raw is None or column.raw.is_list or column.raw.dtype != "int64":
@@ -259,12 +220,9 @@ def _column(column: Profile, look: Look, result: Guess) -> None:
     elif column.distinct > UNIQUE_SHARE * filled and filled >= 20:
         result.left_out[column.name] = "a value of its own in almost every row"
     elif column.separator is not None:
-        name = _free_name(f"{column.name}_list", look)
-        text = column.separator.replace("'", "''")
-        result.derive[name] = f"STRING_TO_ARRAY({quoted(column.name)}, '{text}')"
-        encoder = {"name": name, "encoder": "vocabulary", "min_count": _min_count(look)}
-        encoder["length"] = min(column.entries, 50)
-        result.columns.append((encoder, f"{column.name!r} holds lists{gaps}"))
+        encoder = {"name": column.name, "encoder": "vocabulary", "min_count": _min_count(look)}
+        encoder |= {"length": min(column.entries, 50), "separator": column.separator}
+        result.columns.append((encoder, f"text that holds lists{gaps}"))
     elif column.mean_chars > 60:
         result.left_out[column.name] = "free text"
     else:
@@ -308,11 +266,14 @@ def _time(column: Profile, look: Look, result: Guess) -> None:
         result.left_out[column.name] = "another time: perhaps known only afterwards"
         return
     second = {"s": 1, "ms": 1_000, "us": 1_000_000}[unit or "ms"]
-    seconds = look.sample.get_column(column.name) // second
+    time = named(column.name)
+    number = times.milliseconds(time) if column.is_time_text else time
+    seconds = look.sample.select(number).to_series() // second
     for part, divisor, count in (("hour", 3_600, 24), ("weekday", 86_400, 7)):
         if (seconds // divisor % count).drop_nulls().n_unique() > 1:
             encoder = {"name": _free_name(part, look), "column": column.name}
-            encoder |= {"encoder": "calendar", "part": part, "unit": unit}
+            encoder |= {"encoder": "calendar", "part": part}
+            encoder |= {} if column.is_time_text else {"unit": unit}
             result.columns.append((encoder, "UTC; utc_offset_minutes sets a local clock"))
     if not any(encoder.get("column") == column.name for encoder, _ in result.columns):
         result.left_out[column.name] = "one hour of one day only"
@@ -331,8 +292,8 @@ def _context(look: Look, result: Guess) -> None:
     counts: Mapping[str, int] = (
         look.sample.lazy()
         .group_by(user)
-        .agg(pl.col(name).drop_nulls().n_unique() for name in raw)
-        .select(pl.col(name).max() for name in raw)
+        .agg(named(name).drop_nulls().n_unique() for name in raw)
+        .select(named(name).max() for name in raw)
         .collect()
         .row(0, named=True)
         if raw

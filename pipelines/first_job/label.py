@@ -7,6 +7,7 @@ import difflib
 import polars as pl
 
 from headwater.feature_store.errors import JobError
+from headwater.feature_store.normalise import named
 from headwater.pipelines.first_job.profile import Look, Profile, quoted, shared
 
 LABELS = (
@@ -48,7 +49,7 @@ def outcomes(look: Look) -> list[Profile]:
 
 def positive_when(column: Profile, look: Look) -> tuple[str | None, pl.Expr] | None:
     """Return when a row is positive, as SQL and for the sample; no SQL where the column says it."""
-    value = pl.col(column.name)
+    value = named(column.name)
     if _is_binary(column):
         return None, value.cast(pl.Float64) == 1
     positive = _positive(column)
@@ -112,7 +113,7 @@ def _threshold(column: Profile, look: Look) -> float | None:
     if column.low < 0 or not 3 <= column.high <= 100 or not 3 <= column.distinct <= 101:
         return None
     threshold = float(round(0.8 * column.high))
-    share = look.sample.select((pl.col(column.name) >= threshold).mean()).item()
+    share = look.sample.select((named(column.name) >= threshold).mean()).item()
     return threshold if 0 < share < 1 else None
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from headwater.feature_store import times
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.normalise import infer_dtype, normalise
 from headwater.feature_store.schema import RawColumn
@@ -46,6 +47,8 @@ class Profile:
     """What divides the text into values of their own, as `|` in `Comedy|Drama`."""
     entries: int = 1
     """Entries that 95 of 100 lists do not exceed."""
+    is_time_text: bool = False
+    """True where each text is a time in ISO 8601."""
 
     @property
     def is_time(self) -> bool:
@@ -86,9 +89,10 @@ class Look:
 def look_at(table: Table) -> Look:
     """Return what the columns of a table look like; DataError where it has no rows."""
     names = table.names()
-    types = table.infer(names)
+    known = table.readable(names)
+    types = dict.fromkeys(names, pl.Unknown()) | table.infer(known)
     readable: list[RawColumn] = []
-    for name in names:
+    for name in known:
         try:
             readable.append(infer_dtype(name, types[name]))
         except DataError:
@@ -106,8 +110,8 @@ def look_at(table: Table) -> Look:
     if num_rows == 0:
         raise DataError(f"{table.path}: no rows; expected at least one.")
     sample = normalise(pl.concat(frames), readable)
-    known = {raw.name: raw for raw in readable}
-    columns = (_profile(name, types[name], known.get(name), sample) for name in names)
+    raw_of = {raw.name: raw for raw in readable}
+    columns = (_profile(name, types[name], raw_of.get(name), sample) for name in names)
     return Look(tuple(columns), sample, is_whole)
 
 
@@ -126,9 +130,10 @@ def _profile(name: str, found: pl.DataType, raw: RawColumn | None, sample: pl.Da
     few = column.unique().sort().to_list() if distinct <= LISTED_VALUES else []
     is_text = raw.dtype == "string"
     finite = column.filter(column.is_finite()) if raw.dtype == "double" else column
-    separator = None
+    separator, is_time_text = None, False
     if is_text and not raw.is_list:
-        separator, entries = _separator(column, distinct)
+        is_time_text = _are_times(column)
+        separator, entries = (None, 1) if is_time_text else _separator(column, distinct)
     return Profile(
         name=name,
         found=found,
@@ -142,7 +147,14 @@ def _profile(name: str, found: pl.DataType, raw: RawColumn | None, sample: pl.Da
         mean_chars=(_number(column.str.len_chars().mean()) or 0.0) if is_text else 0.0,
         separator=separator,
         entries=entries,
+        is_time_text=is_time_text,
     )
+
+
+def _are_times(column: pl.Series) -> bool:
+    """Return whether all texts, at least two different ones, are times in ISO 8601."""
+    found = column.to_frame("text").select(times.milliseconds(pl.col("text"))).to_series()
+    return found.null_count() == 0 and found.n_unique() > 1
 
 
 def _distinct(column: pl.Series) -> int:

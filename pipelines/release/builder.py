@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from headwater.feature_store.onnx_graph import free_prefix
 
 OUTPUT = "prob"
 TABLES_NAME = "tables.bin"
@@ -87,6 +89,9 @@ class GraphBuilder:
         self._model = ModelProto()
         self._model.CopyFrom(model)
         del self._model.graph.output[:]
+        # A raw column may have any name: until the graph is complete, none that a node may have.
+        self._raw = {value.name: f"raw/{value.name}" for value in model.graph.input}
+        _rename(self._model, self._raw)
         for item in self._model.opset_import:
             if not item.domain:
                 assert item.version <= opset, f"the encoders need operator set {item.version}"
@@ -148,13 +153,28 @@ class GraphBuilder:
         return rename(output.name)
 
     def build(self) -> ModelProto:
-        """Return the model with the output `prob`."""
+        """Return the model with the output `prob`, its inputs named as raw columns."""
         self._model.graph.name = "headwater"
         self._model.producer_name = "headwater"
         self._model.graph.output.append(
             helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N"])
         )
+        prefix = free_prefix("inner/", self._raw)
+        inner = {name: prefix + name for name in self._raw}
+        self.tables = [replace(each, name=inner.get(each.name, each.name)) for each in self.tables]
+        _rename(self._model, inner)
+        _rename(self._model, {own: name for name, own in self._raw.items()})
         return self._model
+
+
+def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Give values of a graph other names."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def _renamed(node: NodeProto, rename: Callable[[str], str]) -> NodeProto:

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from headwater.feature_store.normalise import named
 from headwater.feature_store.schema import INT64_MIN, RawColumn, Schema
 
 INT64_MAX = 2**63 - 1
@@ -22,12 +23,12 @@ def golden_rows(
 
     `rows` are normalised raw columns. Infinities are left out: JSON cannot hold them.
     """
-    rows = rows.select(column.name for column in schema.raw)
+    rows = rows.select(named(column.name) for column in schema.raw)
     doubles = [c.name for c in schema.raw if c.dtype == "double" and not c.is_list]
-    finite = rows.filter(*(pl.col(name).is_finite().fill_null(value=True) for name in doubles))
+    finite = rows.filter(*(named(name).is_finite().fill_null(value=True) for name in doubles))
     lists = [c.name for c in schema.raw if c.dtype == "double" and c.is_list]
     finite = finite.filter(
-        *(~pl.col(name).list.eval(pl.element().is_infinite()).list.any() for name in lists)
+        *(~named(name).list.eval(pl.element().is_infinite()).list.any() for name in lists)
     )
     made = made_up_rows(schema, finite).head(count)
     num_real = min(count - len(made), len(finite))

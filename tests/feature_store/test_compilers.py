@@ -8,6 +8,7 @@ float64 cannot hold, edges and their neighbours, text that is empty, not ASCII, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from headwater.feature_store import encoders as enc
-from headwater.feature_store import onnx_compiler
+from headwater.feature_store import onnx_compiler, times
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.fit import fit
@@ -186,6 +187,51 @@ def is_missing(value: Any) -> bool:
     return value is None or value in ("", fs.INT64_MIN)
 
 
+def written_times() -> st.SearchStrategy[str]:
+    """Return times in every form that the steps read."""
+    return st.builds(
+        lambda time, between, clock, fraction, zone: (
+            f"{time:%Y-%m-%d}".zfill(10)
+            + (between + time.strftime(clock) + (fraction if clock.endswith("S") else "") + zone)
+            * bool(between)
+        ),
+        st.datetimes(),
+        st.sampled_from(["", "T", " "]),
+        st.sampled_from(["%H:%M", "%H:%M:%S"]),
+        st.sampled_from(["", ".5", ".04", ".999999999", ".123456"]),
+        st.sampled_from(["", "Z", "+05:30", "-0330", "+14", "-23:59"]),
+    )
+
+
+def spoilt_times() -> st.SearchStrategy[str]:
+    """Return texts that are nearly times: one character of one is another, or gone."""
+    return st.builds(
+        lambda text, place, other: (
+            text[: place % len(text)] + other + text[place % len(text) + 1 :]
+        ),
+        written_times(),
+        st.integers(0, 40),
+        st.sampled_from(["", "0", "3", "9", "-", ":", " ", "T", "\u0663", "\n", "."]),
+    )
+
+
+def milliseconds(text: str | None) -> int | None:
+    """Return what a text says by Python's own reader, within the form that `times` describes."""
+    if text is None or re.fullmatch(times.PATTERN, text) is None:
+        return None
+    # In the middle of what Python's calendar reaches, where 400 years are always as long.
+    year = 2000 + int(text[:4]) % 400
+    shifted = f"{year}" + re.sub(r"([.][0-9]{1,6})[0-9]*", r"\1", text[4:])
+    try:
+        time = datetime.fromisoformat(shifted)
+    except ValueError:
+        return None
+    utc = time.replace(tzinfo=None) - (time.utcoffset() or timedelta())
+    since = utc - datetime(1970, 1, 1)  # noqa: DTZ001
+    eras = (int(text[:4]) - year) // 400
+    return (since + timedelta(days=146_097) * eras) // timedelta(milliseconds=1)
+
+
 class TestPrimitives:
     """One property a primitive: both compilers agree, and give what the primitive's text says."""
 
@@ -256,10 +302,10 @@ class TestPrimitives:
         self, values: list[Any], seconds: list[int], part: Any, unit: Any, offset: int
     ) -> None:
         step = fs.Calendar(part=part, unit=unit, utc_offset_minutes=offset)
-        times = [second * step.hour // 3600 for second in seconds]
-        encoded = check_primitive(step, "int64", [*times, *values, *SPECIALS["int64"]])
+        whole = [second * step.hour // 3600 for second in seconds]
+        encoded = check_primitive(step, "int64", [*whole, *values, *SPECIALS["int64"]])
         expected = [calendar_code(second, part, offset) for second in seconds]
-        assert encoded["whole"].ravel().tolist()[: len(times)] == expected
+        assert encoded["whole"].ravel().tolist()[: len(whole)] == expected
 
     @many_examples
     @given(data=st.data(), dtype=st.sampled_from(["int64", "double", "string"]))
@@ -310,6 +356,55 @@ class TestPrimitives:
             codes = [{None: 0, 0: 2, 1: 3}.get(value, 1) for value in row]
             number = codes[0] * 16 + codes[1] * 4 + codes[2]
             assert code == (0 if 0 in codes else {42: 2, 27: 3}.get(number, 1))
+
+
+PARTS = st.text("ab |\u00e9", max_size=3)
+
+
+class TestText:
+    """Text that the graph itself cuts up or reads, as a file's reader would."""
+
+    @many_examples
+    @given(
+        rows=st.lists(st.none() | st.lists(PARTS, max_size=5), max_size=6),
+        separator=st.sampled_from(["|", "||", ", ", "a", "\u00e9"]),
+        keep=st.sampled_from(["tail", "head"]),
+    )
+    def test_split(self, rows: list[list[str] | None], separator: str, keep: Any) -> None:
+        texts = [None if row is None else separator.join(row) for row in rows]
+        code_of = {"": 0, "a": 2, "b": 3, " ": 4, "ab": 5, "\u00e9": 6}
+        lookup = (fs.Lookup(keys=tuple(code_of)[1:]), fs.Missing())
+        steps = (fs.Split(separator=separator), *lookup, fs.Pad(length=3, keep=keep))
+        raw = (fs.RawColumn(name="l", dtype="string"),)
+        encoded = encode_equally(
+            fs.Schema(raw=raw, columns=(column("l", "l", *steps),)), {"l": texts}
+        )
+        for text, codes in zip(texts, encoded["l"].tolist(), strict=True):
+            entries = [code_of.get(part, 1) for part in (text.split(separator) if text else [])]
+            kept = entries[-3:] if keep == "tail" else entries[:3]
+            assert codes == kept + [0] * (3 - len(kept))
+
+    @many_examples
+    @given(texts=st.lists(written_times() | spoilt_times() | VALUES["string"], max_size=8))
+    def test_time(self, texts: list[str | None]) -> None:
+        expected = [milliseconds(text) for text in texts]
+        keys = tuple(dict.fromkeys(ms for ms in expected if ms is not None))
+        lookup = (fs.Lookup(keys=keys), fs.Missing())
+        columns = (
+            column("x", "x", fs.Time(), *lookup),
+            column("l", "l", fs.Time(), *lookup, fs.Pad(length=1)),
+            column("s", "s", fs.Split(separator="|"), fs.Time(), *lookup, fs.Pad(length=1)),
+        )
+        raw = (
+            fs.RawColumn(name="x", dtype="string"),
+            fs.RawColumn(name="l", dtype="string", is_list=True),
+            fs.RawColumn(name="s", dtype="string"),
+        )
+        data: dict[str, Values] = {"x": texts, "l": [[text] for text in texts], "s": texts}
+        encoded = encode_equally(fs.Schema(raw=raw, columns=columns), data)
+        codes = [0 if ms is None else 2 + keys.index(ms) for ms in expected]
+        assert encoded["x"].ravel().tolist() == codes
+        assert encoded["l"].ravel().tolist() == codes
 
 
 def edges_and_neighbours(edges: Sequence[float], dtype: fs.Dtype) -> list[float] | list[int]:
