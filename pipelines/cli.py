@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(text, 2, as_json=as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, as_json=as_json)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of Polars is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         text = _environment_text(error)
         if text is None:
             traceback.print_exc()
@@ -104,7 +107,7 @@ def _unknown_command(name: str) -> str:
     return f"unknown command '{name}'.{hint} Commands: {', '.join(COMMANDS)}."
 
 
-def _environment_text(error: Exception) -> str | None:
+def _environment_text(error: BaseException) -> str | None:
     """Return what is wrong with the machine, and the remedy; None if Headwater is at fault."""
     for cause in _chain(error):
         if isinstance(cause, ModuleNotFoundError) and cause.name:

@@ -30,6 +30,17 @@ Set = Annotated[
 ]
 """Values of the job to change."""
 
+Csv = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--csv",
+        negative=(),
+        help="How CSV files are written, as a key of data.csv: --csv 'delimiter=;'; may be given several "
+        "times.",
+    ),
+]
+"""How CSV files are written."""
+
 
 def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
     """Prepare the data, train, evaluate, export: a job from raw logs to a release.
@@ -209,7 +220,7 @@ def _evaluated(paths: Sequence[Path]) -> list[Path]:
     return chosen
 
 
-def score(release: Path, source: str, out: Path, *, json: AsJson = False) -> None:
+def score(release: Path, source: str, out: Path, *, csv: Csv = None, json: AsJson = False) -> None:
     """Score the rows of a file with a release, without torch.
 
     Parameters
@@ -222,8 +233,10 @@ def score(release: Path, source: str, out: Path, *, json: AsJson = False) -> Non
         Parquet or CSV file to write: the same rows with their scores.
     """
     from headwater.pipelines import score as score_file
+    from headwater.pipelines.job import read_settings
 
-    result = score_file(release, source, out)
+    written = read_settings(csv, "--csv") if csv else None
+    result = score_file(release, source, out, csv=written)
     emit(result, as_json=json, text=f"{result['rows']:,} rows scored to {out}")
 
 

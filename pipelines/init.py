@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.pipelines.commands import AsJson
+from headwater.pipelines.commands import AsJson, Csv
 from headwater.pipelines.console import emit, note
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def init(
     out: Path | None = None,
     label: str | None = None,
     force: Annotated[bool, Parameter(negative=())] = False,
+    csv: Csv = None,
     json: AsJson = False,
 ) -> None:
     """Look at data files and write a first job for them, to be read and changed.
@@ -51,7 +52,10 @@ def init(
     """
     if not data:
         raise JobError("init: name a data file, as `headwater init clicks.parquet`.")
-    path, guessed = write_job(data, out=out, label=label, force=force)
+    from headwater.pipelines.job import read_settings
+
+    written = read_settings(csv or (), "--csv")
+    path, guessed = write_job(data, out=out, label=label, force=force, csv=written)
     result = {
         "job": path,
         "label": guessed.label,
@@ -67,8 +71,9 @@ def write_job(
     out: Path | None = None,
     label: str | None = None,
     force: bool = False,
+    csv: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Guess]:
-    """Write a first job for data files; return its path and what was guessed.
+    """Write a first job for data files, CSV written as `csv` says; return its path and what was guessed.
 
     Raises JobError where the job file exists and `force` is not set, or where no column can be the
     label, DataError where the data cannot be read.
@@ -77,10 +82,11 @@ def write_job(
     from headwater.pipelines.data.table import Table
     from headwater.pipelines.first_job.guess import guess
     from headwater.pipelines.first_job.profile import look_at
-    from headwater.pipelines.job import parse_job
+    from headwater.pipelines.job import parse_job, read_csv_format
     from headwater.pipelines.output import write_whole
 
-    files = [find_files(pattern) for pattern in data]
+    written = read_csv_format(csv or {}, "--csv")
+    files = [find_files(pattern, written) for pattern in data]
     parts = _parts(data, files)
     name = _job_name(data[0])
     path = out or Path(f"{name}.toml")
@@ -92,19 +98,29 @@ def write_job(
     look = look_at(table)
     guessed = guess(look, label)
     paths = {part: paths for part, (paths, _) in parts.items()} if parts else {"source": list(data)}
-    text = job_text(name, paths, guessed, look)
+    text = job_text(name, paths, guessed, look, written.model_dump(exclude_defaults=True))
     parse_job(tomllib.loads(text), source=str(path))
     write_whole(path, text.encode())
     return path, guessed
 
 
-def job_text(name: str, paths: Mapping[str, Sequence[str]], guessed: Guess, look: Look) -> str:
+def job_text(
+    name: str,
+    paths: Mapping[str, Sequence[str]],
+    guessed: Guess,
+    look: Look,
+    csv: Mapping[str, Any],
+) -> str:
     """Return a commented job file."""
-    return "\n".join(_lines(name, paths, guessed, look)) + "\n"
+    return "\n".join(_lines(name, paths, guessed, look, csv)) + "\n"
 
 
 def _lines(
-    name: str, paths: Mapping[str, Sequence[str]], guessed: Guess, look: Look
+    name: str,
+    paths: Mapping[str, Sequence[str]],
+    guessed: Guess,
+    look: Look,
+    csv: Mapping[str, Any],
 ) -> Iterator[str]:
     seen = f"{'all' if look.is_whole else 'the first'} {look.num_rows:,} rows"
     yield f"# A first job, written by `headwater init` from {seen}: read it, change it, then"
@@ -112,18 +128,7 @@ def _lines(
     yield "#   headwater run THIS_FILE         prepares, trains, evaluates and exports"
     yield f"name = {_toml(name)}"
     yield ""
-    yield "[data]"
-    for part, each in paths.items():
-        yield f"{part} = {_toml(each[0] if len(each) == 1 else list(each))}"
-    if "source" in paths:
-        yield f"split = {_toml(guessed.split)}  # {guessed.split_why}"
-    if guessed.filter:
-        yield f"filter = {_toml(guessed.filter)}  # rows without a label teach nothing"
-    if guessed.derive:
-        yield ""
-        yield "[data.derive]  # Polars SQL"
-        for column, text in guessed.derive.items():
-            yield f"{_toml_key(column)} = {_toml(text)}"
+    yield from _data_lines(paths, guessed, csv)
     yield from ("", "[features]", f"label = {_toml(guessed.label)}  # {guessed.label_why}")
     keys = {
         "user": "groups the rows for grouped AUC",
@@ -158,6 +163,25 @@ def _lines(
     is_known = guessed.context and guessed.user and guessed.item
     context = _toml(guessed.context) if guessed.context else '["..."]'
     yield f"{'' if is_known else '# '}context = {context}"
+
+
+def _data_lines(
+    paths: Mapping[str, Sequence[str]], guessed: Guess, csv: Mapping[str, Any]
+) -> Iterator[str]:
+    yield "[data]"
+    for part, each in paths.items():
+        yield f"{part} = {_toml(each[0] if len(each) == 1 else list(each))}"
+    if csv:
+        yield f"csv = {_toml(csv)}"
+    if "source" in paths:
+        yield f"split = {_toml(guessed.split)}  # {guessed.split_why}"
+    if guessed.filter:
+        yield f"filter = {_toml(guessed.filter)}  # rows without a label teach nothing"
+    if guessed.derive:
+        yield ""
+        yield "[data.derive]  # Polars SQL"
+        for column, text in guessed.derive.items():
+            yield f"{_toml_key(column)} = {_toml(text)}"
 
 
 def _model_lines(guessed: Guess) -> Iterator[str]:

@@ -247,6 +247,9 @@ class Features(Config):
     """Column that groups rows for grouped AUC; the user when absent."""
     weight: str | None = None
     """Column of the training weight, not negative."""
+    known_before: list[str] = []
+    """Columns that the label's expression reads and that are known when a request is scored all the same, so
+    that features may read them."""
 
     @model_validator(mode="after")
     def _unique(self) -> Features:
@@ -377,7 +380,8 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors put a byte-order mark before UTF-8.
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise JobError(f"{path}: no such file.") from None
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:

@@ -270,8 +270,9 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
         )
     for name in (row["input"] for row in result.inputs if row["from"] == "derived"):
         result.notes.append(
-            f"{name!r} is derived ({job.data.derive[name]}) and a feature: it is a raw input of the "
-            f"release, so whoever asks for scores computes it. An encoder would be in the graph."
+            f"{name!r} is derived and a feature, so it is a raw input of the release: callers of the service "
+            f"send it, computed as {job.data.derive[name]} (`headwater score` does so by itself). An encoder "
+            f"would be in the graph."
         )
 
 

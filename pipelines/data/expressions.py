@@ -7,7 +7,7 @@ refused. Names of columns that are words of SQL, as `user` or `time`, need no qu
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import polars as pl
 
@@ -37,6 +37,23 @@ def reads(text: str, columns: Collection[str], key: str) -> dict[str, str]:
     found = _NAME.findall(_TEXT.sub(r"\1 ", text))
     names = [quoted.replace('""', '"') or plain for quoted, plain in found]
     return {name: f"({key} reads it.)" for name in names if name in columns}
+
+
+def sources(name: str, derive: Mapping[str, str], known: Collection[str]) -> set[str]:
+    """Return the columns of the data that a column is made of: itself, or what its expressions read."""
+    steps = list(derive.items())
+    found: set[str] = set()
+    waiting = [(name, len(steps))]
+    while waiting:
+        each, end = waiting.pop()
+        # An expression sees what was derived before it, and else the data.
+        place = next((i for i in reversed(range(end)) if steps[i][0] == each), None)
+        if place is None:
+            found.add(each)
+        else:
+            readable = {*known, *derive}
+            waiting += [(source, place) for source in reads(steps[place][1], readable, "")]
+    return found
 
 
 def evaluate(frame: pl.DataFrame, text: str, key: str, known: Sequence[str]) -> pl.Series:

@@ -55,8 +55,9 @@ class Rows:
         self._columns = list(wanted)
         self._filter = data.filter
         sides = [Table(find_files(join.path, join.csv)) for join in data.join]
-        self._known = list(dict.fromkeys(name for each in [table, *sides] for name in each.names()))
-        readable = {*self._known, *data.derive}
+        self.known = list(dict.fromkeys(name for each in [table, *sides] for name in each.names()))
+        """Columns of the table and of its side tables."""
+        readable = {*self.known, *data.derive}
         self.number = free_name("row", readable)
         """Column of the raw row's number in the table, from 0 (Int64)."""
         needed = dict(wanted)
@@ -106,10 +107,10 @@ class Rows:
     def _finish(self, frame: pl.DataFrame) -> pl.DataFrame:
         for name, text in self._derive.items():
             frame = frame.with_columns(
-                expressions.evaluate(frame, text, f"data.derive.{name}", self._known).alias(name)
+                expressions.evaluate(frame, text, f"data.derive.{name}", self.known).alias(name)
             )
         if self._filter is not None:
-            condition = expressions.evaluate(frame, self._filter, "data.filter", self._known)
+            condition = expressions.evaluate(frame, self._filter, "data.filter", self.known)
             if condition.dtype != pl.Boolean:
                 raise JobError(
                     f"data.filter: {self._filter!r} gives {condition.dtype}, expected true or false."

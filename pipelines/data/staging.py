@@ -8,7 +8,7 @@ rule decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from headwater.feature_store.encoders import Column, Declared
 from headwater.feature_store.errors import DataError, JobError
 from headwater.feature_store.fit import check, raw_columns
 from headwater.pipelines.console import Progress
-from headwater.pipelines.data import splits
+from headwater.pipelines.data import expressions, splits
 from headwater.pipelines.data.columns import (
     Fail,
     StagedColumn,
@@ -95,6 +95,8 @@ class Source:
         self.raw = readable(encoders, raw_columns(encoders, self.rows.schema))
         """The raw columns that the encoders read, by name: the inputs of a release."""
         check(encoders, self.raw)
+        if leaks := leaking(job, self.rows.known):
+            raise JobError("\n".join(leaks))
 
     @property
     def time(self) -> str | None:
@@ -172,6 +174,28 @@ def conditions(source: Source, staged: Staged) -> splits.Conditions:
             if split != "test" or source.job.data.test is not None
         }
     return splits.assign(rule, [part.rows for part in staged.parts])
+
+
+def leaking(job: Job, known: Collection[str]) -> list[str]:
+    """Return a line for each feature that reads a column from which the label comes.
+
+    `known` are the columns of the data. Whoever scores a request does not have the label's columns yet.
+    """
+    features = job.features
+    secret = expressions.sources(features.label, job.data.derive, known) - {*features.known_before}
+    lines: list[str] = []
+    for encoder in features.columns:
+        if not isinstance(encoder, Column):
+            continue
+        read = expressions.sources(encoder.inputs[0], job.data.derive, known)
+        if shared := sorted(read & secret):
+            expression = job.data.derive.get(features.label, features.label)
+            lines.append(
+                f"features.columns: {encoder.name!r} reads {shared[0]!r}, from which the label comes "
+                f"({expression}): a model would only repeat it. Remove the feature, or name the column in "
+                f"features.known_before where it is known when a request is scored."
+            )
+    return lines
 
 
 _NUMBERS: tuple[fs.Dtype, ...] = ("double", "int64")

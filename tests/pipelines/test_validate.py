@@ -147,7 +147,7 @@ def test_splits_show_the_time_that_they_cover() -> None:
 
 def test_derived_column_that_is_a_feature_is_said_to_be_an_input_of_the_release() -> None:
     (note,) = checked().notes
-    assert note.startswith("'cents' is derived (price * 100) and a feature")
+    assert note.startswith("'cents' is derived and a feature")
 
 
 def drop(declared: dict[str, Any]) -> None:
