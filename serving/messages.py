@@ -2,6 +2,8 @@
 
 The envelope of a request is decoded into these types, so a wrong one is refused with its JSON path. Tensor
 data stays raw (`Values`, `Rows`) until its dtype is known, and never becomes a Python object a number.
+
+What a request may leave out may be null as well: many clients write each field that they know.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class InferInput(msgspec.Struct, kw_only=True):
     name: str
     datatype: str
     shape: list[Annotated[int, msgspec.Meta(ge=0, le=2**31)]]
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
     data: Values | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -67,7 +69,7 @@ class RequestedOutput(msgspec.Struct, kw_only=True):
     """An output that the client wants; `parameters.binary_data` puts it after the JSON."""
 
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
 
 
 class InferRequest(msgspec.Struct, kw_only=True):
@@ -75,8 +77,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
 
     inputs: list[InferInput]
     id: str | None = None
-    parameters: Parameters = {}
-    outputs: list[RequestedOutput] = []
+    parameters: Parameters | None = None
+    outputs: list[RequestedOutput] | None = None
 
 
 class InferOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -136,7 +138,7 @@ class RankRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     model: str
     candidates: Rows
-    context: dict[str, Feature] = {}
+    context: dict[str, Feature] | None = None
     version: int | None = None
     """Default: the newest version."""
     id: str | None = None

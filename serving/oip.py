@@ -132,19 +132,21 @@ def _head_length(text: str, size: int) -> int:
 
 def _check_outputs(message: InferRequest, scorer: Scorer) -> None:
     known = [output.name for output in scorer.manifest.outputs]
-    for index, output in enumerate(message.outputs):
+    for index, output in enumerate(message.outputs or ()):
         if output.name not in known:
             where = f"$.outputs[{index}].name"
             raise RequestError(unknown_name(where, "output", output.name, known))
         for key in _REFUSED:
-            if output.parameters.get(key):
+            if (output.parameters or {}).get(key):
                 raise RequestError(f"$.outputs[{index}].parameters.{key}: not supported")
 
 
 def _answer(message: InferRequest, scorer: Scorer, scores: Array) -> Response:
     name = scorer.manifest.outputs[0].name
-    asked = message.outputs[0].parameters if message.outputs else {}
-    binary = asked.get("binary_data", message.parameters.get("binary_data_output", False))
+    asked = message.outputs[0].parameters if message.outputs else None
+    binary = (asked or {}).get("binary_data")
+    if binary is None:
+        binary = (message.parameters or {}).get("binary_data_output")
     output = InferOutput(name=name, datatype="FP32", shape=[len(scores)])
     tail = b""
     if binary:

@@ -52,7 +52,7 @@ def decode_run(
     if not any(parameters):
         matrix, end = _from_json(tensors, dtype, shape[0]), offset
     else:
-        sizes = [values.get("binary_data_size") for values in parameters]
+        sizes = [values.get("binary_data_size") if values else None for values in parameters]
         absent = [tensor.data for tensor in tensors].count(msgspec.UNSET)
         if not _are_sizes(sizes) or absent < len(tensors):
             return None

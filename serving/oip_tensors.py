@@ -22,6 +22,7 @@ from headwater.serving.signature import Arrays, Signature
 from headwater.serving.tensors import NUMPY, Array, from_json
 
 _LENGTH = struct.Struct("<I")
+_NULL = msgspec.Raw(b"null")
 
 
 def decode_tensors(
@@ -78,7 +79,7 @@ def _decode(tensor: InferInput, dtype: Dtype, body: bytes, offset: int) -> tuple
         raise Misfit(
             expected="two dimensions", found=shorten(f"{tensor.shape}", 60), place=".shape"
         )
-    size = tensor.parameters.get("binary_data_size")
+    size = (tensor.parameters or {}).get("binary_data_size")
     if size is None:
         array = _from_json(tensor, dtype)
     else:
@@ -88,12 +89,19 @@ def _decode(tensor: InferInput, dtype: Dtype, body: bytes, offset: int) -> tuple
     return array.reshape(tensor.shape), offset
 
 
+def _data(tensor: InferInput) -> msgspec.Raw | None:
+    """Return the JSON of the values, None where it is absent or null."""
+    return None if tensor.data is msgspec.UNSET or tensor.data == _NULL else tensor.data
+
+
 def _from_json(tensor: InferInput, dtype: Dtype) -> Array:
-    if tensor.data is msgspec.UNSET:
-        found = "shared memory" if "shared_memory_region" in tensor.parameters else "none"
+    data = _data(tensor)
+    if data is None:
+        is_shared = "shared_memory_region" in (tensor.parameters or {})
+        found = "shared memory" if is_shared else "none"
         raise Misfit(expected="data or parameters.binary_data_size", found=found)
     try:
-        array = from_json(tensor.data, dtype)
+        array = from_json(data, dtype)
     except Misfit as fault:
         fault.place = f".data{fault.place}"
         raise
@@ -109,7 +117,7 @@ def _from_json(tensor: InferInput, dtype: Dtype) -> Array:
 
 def _binary_size(tensor: InferInput, size: object, rest: int) -> int:
     where = ".parameters.binary_data_size"
-    if tensor.data is not msgspec.UNSET:
+    if _data(tensor) is not None:
         raise Misfit(expected="either data or binary data", found="both", place=where)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= rest:
         found = shorten(repr(size), 30)

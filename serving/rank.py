@@ -65,7 +65,7 @@ def decode(
     else:
         columns = decode_json(_columns, data, "$.candidates")
         arrays, num_rows = _from_columns(columns, signature, check_size)
-    for name, raw in message.context.items():
+    for name, raw in (message.context or {}).items():
         column = _column(signature, name, "$.context")
         if name in arrays:
             raise RequestError(f"$.context.{name}: it is given in the candidates as well")

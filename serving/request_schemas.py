@@ -67,7 +67,10 @@ def rank_schema(manifest: Manifest, *, is_newest: bool) -> JsonSchema:
             "model": {"const": manifest.name},
             "version": {"enum": [manifest.version, None] if is_newest else [manifest.version]},
             "id": {"type": ["string", "null"]},
-            "context": _object({name: _value(each) for name, each in by_role["context"].items()}),
+            "context": {
+                **_object({name: _value(each) for name, each in by_role["context"].items()}),
+                "type": ["object", "null"],
+            },
             "candidates": {
                 "oneOf": [
                     {"type": "array", "items": candidate},
@@ -116,7 +119,7 @@ def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
                 "items": {"oneOf": [_tensor(tensor) for tensor in tensors]},
             },
             "outputs": {
-                "type": "array",
+                "type": ["array", "null"],
                 "items": {
                     "type": "object",
                     "required": ["name"],
@@ -132,7 +135,7 @@ def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
 
 
 _PARAMETER: JsonSchema = {"type": ["boolean", "integer", "number", "string", "null"]}
-_PARAMETERS: JsonSchema = {"type": "object", "additionalProperties": _PARAMETER}
+_PARAMETERS: JsonSchema = {"type": ["object", "null"], "additionalProperties": _PARAMETER}
 _UNSET: JsonSchema = {"enum": [False, None, 0, ""]}
 _OUTPUT_PARAMETERS: JsonSchema = {
     **_PARAMETERS,

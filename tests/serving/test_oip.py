@@ -43,6 +43,43 @@ def test_null_is_missing_in_every_dtype(server: Any) -> None:
     assert ask(5, 2, "x")[0] == ask(5, 2, "x")[1]
 
 
+@pytest.mark.parametrize("value", [None, {}])
+def test_what_may_be_left_out_may_be_null(server: Any, value: Any) -> None:
+    item = {"name": "item", "datatype": "INT64", "shape": [2, 1], "data": [1, 2]}
+    price = {"name": "price", "datatype": "FP64", "shape": [2, 1], "data": [1, 2]}
+    expected = _scores(_post(server, [item, price]))
+    assert expected == _scores(_post(server, [item, price], id=None, parameters=value))
+    assert expected == _scores(_post(server, [item, price], outputs=None))
+    assert expected == _scores(_post(server, [{**item, "parameters": value}, price]))
+    outputs = [{"name": "prob", "parameters": value}]
+    assert expected == _scores(_post(server, [item, price], outputs=outputs))
+
+
+def test_null_asks_for_neither_form(server: Any) -> None:
+    def ask(asked: Any, **more: Any) -> Any:
+        outputs = [{"name": "prob", "parameters": asked}]
+        head, _ = _binary({"inputs": [_ITEM], "outputs": outputs, **more}, b"")
+        connection = server.connect()
+        connection.request("POST", "/v2/models/shop/infer", head)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.headers["content-type"]
+
+    for_all = {"parameters": {"binary_data_output": True}}
+    for asked in (None, {}, {"binary_data": None}):
+        assert ask(asked) == "application/json"
+        assert ask(asked, **for_all) == "application/octet-stream"
+    assert ask({"binary_data": False}, **for_all) == "application/json"
+
+
+def test_null_data_leave_place_to_binary_ones(server: Any) -> None:
+    item = {"name": "item", "datatype": "INT64", "shape": [1, 1], "data": None}
+    head = {"inputs": [{**item, "parameters": {"binary_data_size": 8}}], "outputs": None}
+    body, headers = _binary(head, (7).to_bytes(8, "little"))
+    answer = server.request("POST", "/v2/models/shop/infer", body, headers)
+    assert _scores(answer) == _scores(_post(server, [{**item, "data": [7]}]))
+
+
 def test_nested_data_equals_flat_data(server: Any) -> None:
     def ask(data: Any) -> list[float]:
         return _scores(
@@ -266,9 +303,14 @@ _BAD: dict[str, tuple[Any, str]] = {
         {"inputs": [_ITEM], "outputs": [{"name": "prob", "parameters": {"classification": 3}}]},
         "$.outputs[0].parameters.classification: not supported",
     ),
-    "binary data beyond the body": (
-        {"inputs": [{**_ITEM, "data": None, "parameters": {"binary_data_size": 16}}]},
+    "data is null": (_item(data=None), "$.inputs[0]: expected data or parameters.binary_data_size"),
+    "data in both forms": (
+        _item(parameters={"binary_data_size": 16}),
         "$.inputs[0].parameters.binary_data_size: expected either data or binary data",
+    ),
+    "binary data beyond the body": (
+        _item(data=None, parameters={"binary_data_size": 16}),
+        "$.inputs[0].parameters.binary_data_size: expected an integer up to the 0 bytes left",
     ),
 }  # fmt: skip
 

@@ -50,6 +50,11 @@ def test_columns_equal_objects(server: Any) -> None:
     assert objects == columns
 
 
+def test_what_may_be_left_out_may_be_null(server: Any) -> None:
+    expected = _rank(server, candidates=CANDIDATES)
+    assert expected == _rank(server, candidates=CANDIDATES, context=None, version=None, id=None)
+
+
 def test_older_version_is_asked_by_number(server: Any) -> None:
     older = _rank(server, candidates=CANDIDATES, version=2)
     assert older["version"] == 2

@@ -144,7 +144,7 @@ def _ask(target: Any, case: Case[Any], session: requests.Session, *, is_compared
 def _fit_rank(body: dict[str, Any], scorer: Scorer) -> list[dict[str, Any]]:
     """Make columns equally long and integers whole; return what each candidate's row holds."""
     inputs = scorer.signature.inputs
-    context: dict[str, Any] = body.get("context", {})
+    context: dict[str, Any] = body.get("context") or {}
     for name, value in context.items():
         context[name] = _whole(value, inputs[name].dtype)
     candidates = body["candidates"]
