@@ -19,6 +19,7 @@ import numpy.typing as npt
 import simdjson
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
+from headwater.serving import loose_json
 from headwater.serving.errors import Misfit, RequestError, shorten
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ def from_json(raw: msgspec.Raw, dtype: Dtype, *, nested: bool = True) -> Array:
 def any_json(raw: msgspec.Raw) -> Any:
     """Return any JSON value as Python objects; raises `Misfit` where it is malformed or too deep."""
     try:
-        return _ANY.decode(memoryview(raw))
+        return loose_json.decode(_ANY, memoryview(raw))
     except RecursionError:
         raise Misfit(expected="an array of values", found="arrays nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -159,7 +160,7 @@ def any_json(raw: msgspec.Raw) -> Any:
 def decode_json(decoder: msgspec.json.Decoder[T], data: memoryview, where: str = "$") -> T:
     """Return the decoded message; raises `RequestError` with the JSON path, which begins with `where`."""
     try:
-        return decoder.decode(data)
+        return loose_json.decode(decoder, data)
     except RecursionError:
         raise RequestError(f"{where}: arrays or objects are nested too deeply") from None
     except msgspec.ValidationError as error:

@@ -245,9 +245,21 @@ _BAD: dict[str, tuple[Any, str]] = {
         b'{"inputs":[{"name":"price","datatype":"FP64","shape":[1,1],"data":[1e999]}]}',
         "$.inputs[0].data: expected valid JSON, found Number out of range",
     ),
-    "NaN is no JSON": (
-        b'{"inputs":[{"name":"price","datatype":"FP64","shape":[1,1],"data":[NaN]}]}',
-        "body: expected valid JSON",
+    "NaN for an integer": (
+        _item(data=[1, float("nan")]),
+        "$.inputs[0].data[1]: expected an integer of 64 bits or null, found nan",
+    ),
+    "infinity for a string": (
+        _item(name="brand", datatype="BYTES", data=[["a"], [float("-inf")]]),
+        "$.inputs[0].data[1]: expected a string or null, found -inf",
+    ),
+    "NaN for an array": (
+        _item(name="price", datatype="FP64", data=float("nan")),
+        "$.inputs[0].data: expected an array, found nan",
+    ),
+    "NaN in a shape": (
+        _item(shape=[2, float("nan")]),
+        "$.inputs[0].shape[1]: NaN and infinities are taken as values of inputs alone",
     ),
     "rows disagree": (
         {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException
 
 from headwater.feature_store.schema import INT64_MIN
@@ -92,8 +95,8 @@ def test_client_infers_what_offline_gives(
     compression: str | None,
     version: str,
 ) -> None:
-    if not binary_in:
-        arrays["price"] = np.nan_to_num(arrays["price"])  # the client writes NaN, which is no JSON
+    # In JSON, the client writes it as NaN.
+    assert np.isnan(arrays["price"]).any()
     answer = client.infer(
         "shop",
         _inputs(arrays, binary=binary_in),
@@ -105,8 +108,7 @@ def test_client_infers_what_offline_gives(
     )
     scores = answer.as_numpy("prob")
     assert scores.dtype == np.float32
-    if binary_in:
-        np.testing.assert_allclose(scores, expected(int(version or 3)), atol=1e-7)
+    np.testing.assert_allclose(scores, expected(int(version or 3)), atol=1e-7)
     reply = answer.get_response()
     assert reply["model_version"] == version or reply["model_version"] == "3"
     assert reply["id"] == "r1"
@@ -135,3 +137,71 @@ def test_client_infers_asynchronously(
     waiting = [client.async_infer("shop", _inputs(arrays, binary=True)) for _ in range(4)]
     for request in waiting:
         np.testing.assert_allclose(request.get_result().as_numpy("prob"), expected(3), atol=1e-7)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_client_sends_infinities_in_either_form(client: Any, binary: bool) -> None:
+    price = np.array([[np.inf], [-np.inf], [np.nan], [1e300]])
+    scores = client.infer("shop", _inputs({"price": price}, binary=binary)).as_numpy("prob")
+    np.testing.assert_array_equal(scores[[0, 1]], [1, 0])
+    assert 0 < scores[2] < 1
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sequence_id": 5, "sequence_start": True},
+        {"sequence_id": "five", "sequence_end": True},
+        {"priority": 1, "timeout": 1_000_000},
+        {"parameters": {"text": "a", "number": 1, "fraction": 0.5, "flag": True, "none": None}},
+        {"query_params": {"trace": "a", "of": ["b", "c d"]}},
+        {"headers": {"X-Trace": "a"}},
+        {"request_id": "r\u00fc 1"},
+        {"outputs": []},
+    ],
+)
+def test_client_gives_what_is_of_no_use_here_and_is_answered(
+    client: Any,
+    arrays: dict[str, Any],
+    expected: Callable[[int], Any],
+    binary: bool,
+    options: dict[str, Any],
+) -> None:
+    # A copy: the client adds to the headers that it is given.
+    answer = client.infer("shop", _inputs(arrays, binary=binary), **deepcopy(options))
+    np.testing.assert_allclose(answer.as_numpy("prob"), expected(3), atol=1e-7)
+    assert answer.get_response().get("id", "") == options.get("request_id", "")
+
+
+def test_client_learns_what_is_not_supported(client: Any, arrays: dict[str, Any]) -> None:
+    def error(inputs: list[Any], *outputs: Any) -> str:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("shop", inputs, outputs=outputs)
+        assert caught.value.status() == "400"
+        return caught.value.message()
+
+    inputs = _inputs(arrays, binary=True)
+    classes = triton.InferRequestedOutput("prob", class_count=1)
+    assert error(inputs, classes) == "$.outputs[0].parameters.classification: not supported"
+    shared = triton.InferRequestedOutput("prob")
+    shared.set_shared_memory("region", 20)
+    assert "$.outputs[0].parameters.shared_memory_region: not" in error(inputs, shared)
+    inputs[0].set_shared_memory("region", 40)
+    assert "$.inputs[0]: expected data or parameters.binary_data_size, found shared" in error(
+        inputs
+    )
+
+
+def test_asynchronous_client_infers_in_either_form(
+    server: Any, arrays: dict[str, Any], expected: Callable[[int], Any]
+) -> None:
+    async def infer() -> list[Any]:
+        async with aio.InferenceServerClient(server.address) as client:
+            return [
+                await client.infer("shop", _inputs(arrays, binary=binary), request_id="r")
+                for binary in (True, False)
+            ]
+
+    for answer in asyncio.run(infer()):
+        np.testing.assert_allclose(answer.as_numpy("prob"), expected(3), atol=1e-7)
