@@ -56,6 +56,7 @@ class Route:
     """A method and a path with `{name}` parts, and what the OpenAPI page says of them."""
 
     method: Literal["GET", "POST"]
+    """GET answers HEAD as well."""
     path: str
     handler: Handler
     summary: str
@@ -83,7 +84,11 @@ class Router:
             node = self._root
             for part in _parts(route.path):
                 node = node.setdefault("{}" if part.startswith("{") else part, {})
-            node.setdefault("", {})[route.method] = route
+            methods = node.setdefault("", {})
+            methods[route.method] = route
+            if route.method == "GET":
+                # Answered alike: granian leaves out the body of an answer to HEAD.
+                methods["HEAD"] = route
         self.find = lru_cache(_KEPT_PATHS)(self._find)
 
     def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:

@@ -44,8 +44,8 @@ def strict(shop: Path, start_server: Callable[..., Any]) -> Any:
         ("GET", f"/v2/models/shop/versions/{'9' * 5000}", 404, "version: expected an integer"),
         ("POST", "/v2/models/shop/versions/x/infer", 404, "version: expected an integer"),
         ("GET", "/v1/rank", 405, "/v1/rank: expected POST, found GET"),
-        ("DELETE", "/v2/models/shop", 405, "expected GET, found DELETE"),
-        ("POST", "/v2/health/live", 405, "expected GET, found POST"),
+        ("DELETE", "/v2/models/shop", 405, "expected GET, HEAD, found DELETE"),
+        ("POST", "/v2/health/live", 405, "expected GET, HEAD, found POST"),
     ],
 )
 def test_unknown_route_model_or_method(
@@ -63,6 +63,54 @@ def test_method_error_names_the_allowed_ones(server: Any) -> None:
     answer = connection.getresponse()
     answer.read()
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/health/live", 200),
+        ("/v2/health/ready", 200),
+        ("/v2", 200),
+        ("/v2/models/shop", 200),
+        ("/v2/models/shop/versions/2/ready", 200),
+        ("/openapi.json", 200),
+        ("/metrics", 200),
+        ("/v2/models/nothing/ready", 404),
+        ("/nothing", 404),
+    ],
+)
+def test_head_is_answered_as_get_without_a_body(
+    server: Any, raw: Any, path: str, status: int
+) -> None:
+    def ask(method: str) -> tuple[list[str], bytes]:
+        request = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        data = raw.connect(server, request.encode()).makefile("rb").read()
+        head, _, body = data.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        # The text of the metrics grows with each answer. A length of 0 may be left out, and is.
+        other = ("date:", "content-length: 0", *["content-length:"] * (path == "/metrics"))
+        return [line for line in lines if not line.startswith(other)], body
+
+    head, nothing = ask("HEAD")
+    assert nothing == b""
+    assert head[0].split()[1] == str(status)
+    assert ask("GET")[0] == head
+
+
+def test_head_of_a_route_that_is_posted_to_is_refused(server: Any) -> None:
+    connection = server.connect()
+    connection.request("HEAD", "/v1/rank")
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["allow"], answer.read()) == (405, "POST", b"")
+
+
+def test_head_is_measured_under_its_route_and_is_not_on_the_page(server: Any) -> None:
+    count = 'headwater_serving_request_seconds_count{code="200",route="/v2/health/live"}'
+    before = server.metric(count)
+    assert server.request("HEAD", "/v2/health/live") == (200, "")
+    assert server.metric(count) == before + 1
+    paths = server.get("/openapi.json")[1]["paths"]
+    assert {method for operations in paths.values() for method in operations} == {"get", "post"}
 
 
 def test_openapi_page_is_valid_and_lists_every_route(server: Any) -> None:
