@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from granian.rsgi import HTTPProtocol
 
 _WBITS = {"gzip": 31, "deflate": 15}
+_GZIP_MAGIC = b"\x1f\x8b"
+_MEMBER_STEP = 1024
+"""Of a further member, so many bytes are read first, then twice as many: zlib copies what is after its end,
+and there may be many members."""
 _DISCARD = 8
 """Of a body that is too large, at most this many times the limit is read on, so that the client
 gets to read the answer; then the connection is closed under it."""
@@ -45,8 +49,8 @@ async def read_body(protocol: HTTPProtocol, headers: Headers, limit: int) -> byt
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     """Return the body without its content encoding, `gzip` or `deflate` (which is zlib's format).
 
-    Raises `EncodingError` for another, `TooLargeError` above `limit` bytes, `RequestError` where the data
-    is corrupt.
+    A gzip body may have several members after each other, as RFC 1952 says. Raises `EncodingError` for
+    another encoding, `TooLargeError` above `limit` bytes, `RequestError` where the data is corrupt.
     """
     encoding = (encoding or "identity").strip().lower()
     if encoding == "identity":
@@ -57,13 +61,30 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
             f"content-encoding: expected gzip or deflate, found {shorten(encoding, 60)!r}"
         )
     decoder = zlib.decompressobj(wbits)
-    try:
-        data = decoder.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise RequestError(f"body: expected valid {encoding}, found: {error}") from None
-    if len(data) > limit:
-        raise TooLargeError(f"body: expected at most {limit} bytes after {encoding}, found more")
-    if not decoder.eof or decoder.unused_data:
-        what = "bytes after its end" if decoder.eof else "the data cut short"
-        raise RequestError(f"body: expected valid {encoding}, found {what}")
-    return data
+    view = memoryview(body)
+    pieces: list[bytes] = []
+    size = start = 0
+    # Nearly always one step is all.
+    step = len(body)
+    while True:
+        try:
+            piece = decoder.decompress(view[start : start + step], limit + 1 - size)
+        except zlib.error as error:
+            raise RequestError(f"body: expected valid {encoding}, found: {error}") from None
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise TooLargeError(
+                f"body: expected at most {limit} bytes after {encoding}, found more"
+            )
+        start = min(start + step, len(body)) - len(decoder.unused_data)
+        if not decoder.eof:
+            if start == len(body):
+                raise RequestError(f"body: expected valid {encoding}, found the data cut short")
+            step *= 2
+        elif start == len(body):
+            return b"".join(pieces)
+        elif wbits == _WBITS["gzip"] and body.startswith(_GZIP_MAGIC, start):
+            decoder, step = zlib.decompressobj(wbits), _MEMBER_STEP
+        else:
+            raise RequestError(f"body: expected valid {encoding}, found bytes after its end")

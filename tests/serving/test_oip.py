@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from typing import Any
 
 import pytest
@@ -387,22 +385,3 @@ def test_bad_binary_tensor_is_refused(server: Any, request_: Any, message: str) 
     status, answer = server.request("POST", "/v2/models/shop/infer", body, headers)
     assert status == 400
     assert message in answer["error"]
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body", "status", "message"),
-    [
-        ("br", b"{}", 415, "content-encoding: expected gzip or deflate, found 'br'"),
-        ("gzip", b"{}", 400, "body: expected valid gzip"),
-        ("gzip", gzip.compress(b"{}")[:-3], 400, "cut short"),
-        ("gzip", gzip.compress(b"{}") + b"x", 400, "bytes after its end"),
-        ("deflate", zlib.compress(b" " * (5 << 20)), 413, "after deflate"),
-        ("gzip", gzip.compress(b" " * (5 << 20)), 413, "after gzip"),
-    ],
-)
-def test_bad_content_encoding_is_refused(
-    server: Any, encoding: str, body: bytes, status: int, message: str
-) -> None:
-    answer = server.post("/v2/models/shop/infer", body, content_encoding=encoding)
-    assert answer[0] == status
-    assert message in answer[1]["error"]
