@@ -27,7 +27,7 @@ from headwater.serving.errors import (
 )
 from headwater.serving.messages import Failure
 from headwater.serving.openapi import openapi
-from headwater.serving.routes import JSON, Request, Response, Route, Router, json_response
+from headwater.serving.routes import JSON, UNKNOWN, Request, Response, Route, Router, json_response
 from headwater.serving.service import Service
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _Open:
         self.task = task
         self.protocol = protocol
         self.start_s = time.monotonic()
-        self.route = "unknown"
+        self.route = UNKNOWN
         self.is_read = False
         self.gone = False
         self.error: RequestError | None = None
@@ -119,11 +119,13 @@ class Application:
     async def _answer(self, scope: Scope, entry: _Open) -> Response:
         try:
             headers = scope.headers
-            # First, whatever the route: an answer over an unread body resets the connection.
+            # Before the body, so that one that is too large or late is counted under its route.
+            path = scope.path
+            entry.route = self._router.template(path)
+            # Then the body, whatever the route: an answer over an unread body resets the connection.
             body = await read_body(entry.protocol, headers, self._max_body_bytes)
             entry.is_read = True
-            route, params = self._router.find(scope.method, scope.path)
-            entry.route = route.path
+            route, params = self._router.find(scope.method, path)
             if QueueFullError in route.errors:
                 # Before anything is done with the body: a refusal that costs much is no relief.
                 self._service.admission.check()

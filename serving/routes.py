@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from headwater.serving.service import Service
 
 JSON = ("content-type", "application/json")
+UNKNOWN = "unknown"
+"""Stands for a template where a path has no route."""
+
 _encoder = msgspec.json.Encoder()
 _KEPT_PATHS = 256
 """Paths whose route is kept, the recent ones: clients ask few."""
@@ -90,9 +93,30 @@ class Router:
                 # Answered alike: granian leaves out the body of an answer to HEAD.
                 methods["HEAD"] = route
         self.find = lru_cache(_KEPT_PATHS)(self._find)
+        self.template = lru_cache(_KEPT_PATHS)(self._template)
+
+    def _template(self, path: str) -> str:
+        """Return the path of the route, with its `{name}` parts; `UNKNOWN` where there is none."""
+        try:
+            methods, _ = self._walk(path)
+        except UnknownError:
+            return UNKNOWN
+        return next(iter(methods.values())).path
 
     def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """Return the route and its parameters; raises `UnknownError` or `MethodError`."""
+        methods, values = self._walk(path)
+        route = methods.get(method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise MethodError(
+                f"{shorten(path)}: expected {allowed}, found {shorten(method, 20)}", allowed=methods
+            )
+        names = [part[1:-1] for part in _parts(route.path) if part.startswith("{")]
+        return route, MappingProxyType(dict(zip(names, values, strict=True)))
+
+    def _walk(self, path: str) -> tuple[dict[str, Route], list[str]]:
+        """Return the routes of a path by method, and the values of its `{name}` parts."""
         node = self._root
         values: list[str] = []
         for part in _parts(path):
@@ -106,14 +130,7 @@ class Router:
         methods: dict[str, Route] = node.get("", {})
         if not methods:
             raise UnknownError(f"no route {shorten(path)!r}; /openapi.json lists them")
-        route = methods.get(method)
-        if route is None:
-            allowed = ", ".join(sorted(methods))
-            raise MethodError(
-                f"{shorten(path)}: expected {allowed}, found {shorten(method, 20)}", allowed=methods
-            )
-        names = [part[1:-1] for part in _parts(route.path) if part.startswith("{")]
-        return route, MappingProxyType(dict(zip(names, values, strict=True)))
+        return methods, values
 
 
 def _parts(path: str) -> list[str]:

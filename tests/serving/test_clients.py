@@ -57,7 +57,7 @@ def test_clients_that_leave_midway_block_nobody(
         raw.connect(strict, raw.post("/v1/rank", b"{", length=50)).close()
         half_closed = raw.connect(strict, raw.post("/v1/rank", b"{", length=50))
         half_closed.shutdown(socket.SHUT_WR)
-    gone = 'headwater_serving_request_seconds_count{code="499",route="unknown"}'
+    gone = 'headwater_serving_request_seconds_count{code="499",route="/v1/rank"}'
     wait_until(lambda: strict.metric(gone) >= 40)
     assert strict.post("/v1/rank", RANK)[0] == 200
 

@@ -141,6 +141,56 @@ def test_unknown_paths_share_one_metric(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/v1/rank", "/v1/rank"),
+        ("/v2/models/shop/infer", "/v2/models/{model}/infer"),
+        ("/v2/models/any/versions/x/infer", "/v2/models/{model}/versions/{version}/infer"),
+        ("/v2/health/live", "/v2/health/live"),
+        ("/no/route", "unknown"),
+    ],
+)
+def test_what_is_refused_before_its_body_is_whole_is_measured_under_its_route(
+    strict: Any, raw: Any, path: str, route: str
+) -> None:
+    def count(code: int) -> float:
+        labels = f'code="{code}",route="{route}"'
+        return strict.metric(f"headwater_serving_request_seconds_count{{{labels}}}")
+
+    before = {code: count(code) for code in (400, 408, 413)}
+    assert strict.post(path, b" " * 2001)[0] == 413
+    assert strict.request("POST", path, iter([b" " * 1500] * 2))[0] == 413
+    slow = raw.connect(strict, raw.post(path, b"{", length=50))
+    cut = raw.connect(strict, raw.post(path, b"{", length=50))
+    cut.shutdown(socket.SHUT_WR)
+    assert raw.read(cut)[0] == 400
+    assert raw.read(slow)[0] == 408
+    assert {code: count(code) - before[code] for code in before} == {408: 1, 413: 2, 400: 0}
+    gone = f'headwater_serving_request_seconds_count{{code="499",route="{route}"}}'
+    assert strict.metric(gone) == 1
+
+
+def test_body_of_an_unknown_route_or_method_is_read_before_the_answer(
+    strict: Any, raw: Any
+) -> None:
+    wrong_method = 'headwater_serving_request_seconds_count{code="405",route="/v2"}'
+    before = strict.metric(wrong_method)
+    for path, status in (("/no/route", 404), ("/v2", 405)):
+        body = b" " * 1500
+        client = raw.connect(strict, raw.post(path, body[:10], length=len(body)))
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(10)
+        client.sendall(body[10:])
+        assert raw.read(client)[0] == status
+        # The connection can be used on.
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert raw.read(client)[0] == 200
+    assert strict.metric(wrong_method) == before + 1
+
+
+@pytest.mark.parametrize(
     ("data", "status"),
     [
         (b"nonsense\r\n\r\n", 400),
