@@ -184,7 +184,7 @@ class Data(Config):
     split: Split | None = None
     """How `source` is divided."""
     csv: CsvFormat = CsvFormat()
-    """How CSV and TSV files are written, where that is not as usual."""
+    """How the CSV and TSV files of these rows are written; each side table has its own `csv`."""
     join: list[Join] = []
     """Side tables."""
     derive: dict[str, str] = {}

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from headwater.models.registry import MODELS, load_model
 from headwater.pipelines.job import (
     ColumnSplit,
+    CsvFormat,
     Data,
     DenseOptimizer,
     Export,
@@ -65,6 +66,7 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ('`data.split` with `by = "ratio"`', "data.split", RatioSplit),
     ('`data.split` with `by = "leave-one-out"`', "data.split", LeaveOneOutSplit),
     ('`data.split` with `by = "column"`', "data.split", ColumnSplit),
+    ("`data.csv`", "data.csv", CsvFormat),
     ("`[[data.join]]`", "data.join", Join),
     ("`[features]`", "features", Features),
     ("`[model]`", "model", ModelSection),

@@ -35,8 +35,8 @@ def names(file: SourceFile) -> list[str]:
         if other is not None:
             raise DataError(
                 f"{file.path}: the header is one name, {found[0][:80]!r}, as no {file.delimiter!r} is in it. "
-                f"Where {other!r} divides the fields, set csv = {{ delimiter = {_toml(other)} }} in [data] of "
-                f"the job, or give --csv 'delimiter={_toml(other)}' to init or score."
+                f"Where {other!r} divides the fields, set csv = {{ delimiter = {_toml(other)} }} in [data] "
+                f"of the job, or give --csv 'delimiter={_toml(other)}' to init or score."
             )
     return found
 
