@@ -18,6 +18,7 @@ from headwater.feature_store import times
 EXACT_FLOAT = 2.0**53
 """Below it every integer is a float64, so that a float that was read from text is the integer meant."""
 
+_UNITS = ("ms", "us", "ns")
 _WHOLE = r"^[+-]?[0-9]+\.0*$"
 _EXACT_DIGITS = 15
 """Decimals of so many digits become the nearest float64 by one division."""
@@ -147,15 +148,14 @@ def _to_datetime(value: pl.Expr, found: pl.DataType, wanted: pl.Datetime) -> Con
     utc = value.dt.replace_time_zone("UTC") if own is None else value.dt.convert_time_zone("UTC")
     moved = utc.dt.replace_time_zone(None) if zone is None else utc.dt.convert_time_zone(zone)
     moved = value if own == zone else moved
-    if found.time_unit == wanted.time_unit:
-        return Conversion(moved)
-    units = {"ms": 0, "us": 1, "ns": 2}
-    finer = moved.cast(pl.Datetime(wanted.time_unit, zone))
-    if units[found.time_unit] > units[wanted.time_unit]:
-        return Conversion(finer)
-    # A finer unit reaches less far, and Polars does not look.
-    fits = finer.dt.timestamp("ms") == moved.dt.timestamp("ms")
-    return _checked(value, pl.when(fits).then(finer))
+    thousands = _UNITS.index(wanted.time_unit) - _UNITS.index(found.time_unit)
+    if thousands <= 0:
+        return Conversion(moved.cast(wanted))
+    # A finer unit reaches less far, and Polars panics beyond.
+    factor = 1000**thousands
+    number = moved.to_physical()
+    fits = number.is_between(-(2**63 // factor), 2**63 // factor)
+    return _checked(value, (pl.when(fits).then(number) * factor).cast(wanted))
 
 
 def _milliseconds(value: pl.Expr, found: pl.DataType) -> pl.Expr:

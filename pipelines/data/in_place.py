@@ -16,14 +16,14 @@ import polars as pl
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from headwater.feature_store.convert import convert
 from headwater.feature_store.normalise import named
 from headwater.pipelines.data import parquet, staging
-from headwater.pipelines.data.columns import StagedColumn, Types
+from headwater.pipelines.data.columns import StagedColumn
 from headwater.pipelines.data.formats import read_types
 from headwater.pipelines.data.names import ROW, SPLIT, free_name
 from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.staging import Part, Source, Staged, StagedFile
+from headwater.pipelines.data.table import Table
 
 GROUP_ROWS = 1 << 20
 """Rows of a row group at most: what is read of one column at once."""
@@ -56,7 +56,7 @@ def _in_place(source: Source) -> Staged | None:
         if groups is None:
             return None
         number = free_name("row", read_types(file))
-        typed = _typed(file, types, number, first_row)
+        typed = _typed(source.table, file, types, number, first_row)
         if typed is None or _are_refused(typed, columns):
             return None
         if sum(groups):
@@ -115,16 +115,18 @@ def _has_checksum(path: str, chunk: Any) -> bool:
     return header[position] == next_int32
 
 
-def _typed(file: SourceFile, types: Types, number: str, first_row: int) -> pl.LazyFrame | None:
+def _typed(
+    table: Table, file: SourceFile, names: Iterable[str], number: str, first_row: int
+) -> pl.LazyFrame | None:
     """Return the rows of one file in the types of the table; None where a value may have none."""
     rows = pl.scan_parquet(file.location, glob=False, hive_partitioning=False)
     found, known = rows.collect_schema(), read_types(file)
     typed: list[pl.Expr] = []
-    for name, wanted in types.items():
+    for name in names:
         # As the reader of the staged way has it.
         if found.get(name) != known[name]:
             return None
-        form = convert(named(name), known[name], wanted)
+        form = table.conversion(name, named(name), known[name])
         if form is None or form.wrong is not None:
             return None
         typed.append(form.value.alias(name))

@@ -184,8 +184,12 @@ class Table:
         if own is not None and wanted != pl.String and (own != pl.Float64 or wanted == own):
             # By its own type first: that costs less than asking each text what it may be.
             value, found = parse(value, own), own
-        converted = convert(value, found, wanted, rounds=self._dtypes.get(name) == "double")
+        converted = self.conversion(name, value, found)
         return _as_text(value, found) if converted is None else converted
+
+    def conversion(self, name: str, value: pl.Expr, found: pl.DataType) -> Conversion | None:
+        """Return a column of a file, which has it as type `found`, in the type of the table."""
+        return convert(value, found, self._types[name], rounds=self._dtypes.get(name) == "double")
 
     def _parquet_types(self, file: SourceFile, columns: Sequence[str]) -> dict[str, pl.DataType]:
         native = read_types(file)
