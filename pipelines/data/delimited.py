@@ -30,14 +30,8 @@ def names(file: SourceFile) -> list[str]:
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice:
         raise DataError(f"{file.path}: the header names {', '.join(map(repr, twice))} twice.")
-    if len(found) == 1 and file.csv.delimiter is None:
-        other = next((each for each in _OTHER_DELIMITERS if each in found[0]), None)
-        if other is not None:
-            raise DataError(
-                f"{file.path}: the header is one name, {found[0][:80]!r}, as no {file.delimiter!r} is in it. "
-                f"Where {other!r} divides the fields, set csv = {{ delimiter = {_toml(other)} }} in [data] "
-                f"of the job, or give --csv 'delimiter={_toml(other)}' to init or score."
-            )
+    if len(found) == 1 and (hint := _other_delimiter(file, found[0])):
+        raise DataError(hint)
     return found
 
 
@@ -59,6 +53,8 @@ def explain(file: SourceFile, error: Exception) -> DataError:
     ragged = re.search(r"Expected (\d+) columns, got (\d+)", text)
     if ragged is not None:
         expected, seen = map(int, ragged.groups())
+        if expected == 1 and (hint := _other_delimiter(file, _first_line(file))):
+            return DataError(hint)
         named = "header names" if file.csv.columns is None else "data.csv.columns has"
         return DataError(
             f"{where}: found {seen} field{'s' if seen != 1 else ''} between {file.delimiter!r}, the {named} "
@@ -70,6 +66,23 @@ def explain(file: SourceFile, error: Exception) -> DataError:
             f'written in, as csv = {{ encoding = "latin-1" }}.'
         )
     return DataError(f"{where}: cannot be read: {text}")
+
+
+def _other_delimiter(file: SourceFile, header: str) -> str | None:
+    """Return what to say of a header of one name, in which another delimiter stands; None for a good one."""
+    other = next((each for each in _OTHER_DELIMITERS if each in header), None)
+    if other is None or file.csv.delimiter is not None or file.csv.columns is not None:
+        return None
+    return (
+        f"{file.path}: the header is one name, {header[:80]!r}, as no {file.delimiter!r} is in it. Where "
+        f"{other!r} divides the fields, set csv = {{ delimiter = {_toml(other)} }} in [data] of the job, or "
+        f"give --csv 'delimiter={_toml(other)}' to init or score."
+    )
+
+
+def _first_line(file: SourceFile) -> str:
+    lines = _Blocks(file).read(BLOCK_BYTES).splitlines()
+    return lines[0].decode(errors="replace") if lines else ""
 
 
 def _header(file: SourceFile) -> list[str]:

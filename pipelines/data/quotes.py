@@ -36,6 +36,8 @@ class QuoteCheck:
         if len(quotes) and not self._are_paired(data, quotes):
             quotes = self._real_quotes(data, quotes)
         rows = self._row_ends(data, quotes)
+        if self._is_inside and not len(quotes) and not is_last:
+            raise self._unclosed(f"not closed within {len(data)} bytes")
         if len(quotes) and (self._is_inside + len(quotes)) % 2:
             self._opened_in = self._rows + int(np.searchsorted(rows, quotes[-1]))
         self._is_inside = bool((self._is_inside + len(quotes)) % 2)
@@ -43,10 +45,13 @@ class QuoteCheck:
         if len(data):
             self._last = int(data[-1])
         if is_last and self._is_inside:
-            raise DataError(
-                f"{self._where(self._opened_in)}: a quoted field is never closed. Close it, double quotes "
-                f'inside it, or set csv = {{ quote = "" }} where quotes are plain text.'
-            )
+            raise self._unclosed("never closed")
+
+    def _unclosed(self, what: str) -> DataError:
+        return DataError(
+            f"{self._where(self._opened_in)}: a quoted field is {what}. Close it, double quotes inside it, "
+            f'or set csv = {{ quote = "" }} where quotes are plain text.'
+        )
 
     def _are_paired(self, data: NDArray[np.uint8], quotes: NDArray[np.int64]) -> bool:
         """Return whether every quote opens a field, closes one, or is one of two inside one."""
@@ -100,9 +105,9 @@ class QuoteCheck:
         if len(quotes) or self._is_inside:
             passed = np.searchsorted(quotes, ends) + self._is_inside
             ends = ends[passed % 2 == 0]
-        before = np.where(ends > 0, data[ends - 1], self._last)
+        before = np.where(ends > 0, data[np.maximum(ends - 1, 0)], self._last)
         is_return = before == _RETURN
-        two_before = np.where(ends > 1, data[ends - 2], self._last)
+        two_before = np.where(ends > 1, data[np.maximum(ends - 2, 0)], self._last)
         return ends[np.where(is_return, two_before, before) != _NEWLINE]
 
     def _where(self, row: int) -> str:
