@@ -30,6 +30,11 @@ def named(name: str) -> pl.Expr:
     return cs.by_name(name).as_expr() if is_pattern(name) else pl.col(name)
 
 
+def values_of(frame: pl.DataFrame, name: str) -> pl.Series:
+    """Return the values of a column under a plain name: methods of a series take its own for a pattern."""
+    return frame.get_column(name).alias("values")
+
+
 def is_pattern(name: str) -> bool:
     """Return whether Polars takes a name for a pattern of names."""
     return name == "*" or (name.startswith("^") and name.endswith("$"))
@@ -119,6 +124,7 @@ def wrong_value(found: str, dtype: fs.Dtype) -> str:
 
 def shown_at(column: pl.Series, row: int) -> str:
     """Return a value as messages show it: a list by its entries, a decimal by its digits."""
+    column = column.alias("values")
     if isinstance(column.dtype, pl.List | pl.Array):
         entries = column[row]
         return f"[{', '.join(shown_at(entries, place) for place in range(len(entries)))}]"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError, ReleaseError
-from headwater.feature_store.normalise import normal_form
+from headwater.feature_store.normalise import normal_form, values_of
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data import expressions
@@ -171,7 +171,7 @@ def frame_to_arrays(frame: pl.DataFrame, inputs: Iterable[Input]) -> Arrays:
     """
     arrays: Arrays = {}
     for column in inputs:
-        values = frame[column.name]
+        values = values_of(frame, column.name)
         if not column.is_list:
             arrays[column.name] = _to_numpy(values, column.dtype).reshape(-1, 1)
             continue

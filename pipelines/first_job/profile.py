@@ -14,7 +14,7 @@ import polars as pl
 
 from headwater.feature_store import times
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.normalise import infer_dtype, normalise
+from headwater.feature_store.normalise import infer_dtype, normalise, values_of
 from headwater.feature_store.schema import RawColumn
 from headwater.pipelines.data.table import Table
 
@@ -118,7 +118,7 @@ def look_at(table: Table) -> Look:
 def _profile(name: str, found: pl.DataType, raw: RawColumn | None, sample: pl.DataFrame) -> Profile:
     if raw is None:
         return Profile(name, found, None)
-    column = sample.get_column(name)
+    column = values_of(sample, name)
     missing = column.null_count()
     entries = 1
     if raw.is_list:

@@ -90,7 +90,9 @@ class GraphBuilder:
         self._model.CopyFrom(model)
         del self._model.graph.output[:]
         # A raw column may have any name: until the graph is complete, none that a node may have.
-        self._raw = {value.name: f"raw/{value.name}" for value in model.graph.input}
+        names = [value.name for value in model.graph.input]
+        prefix = free_prefix("raw/", names)
+        self._raw = {name: prefix + name for name in names}
         _rename(self._model, self._raw)
         for item in self._model.opset_import:
             if not item.domain:

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from headwater.feature_store.normalise import named
+from headwater.feature_store.normalise import named, values_of
 from headwater.feature_store.schema import INT64_MIN, RawColumn, Schema
 
 INT64_MAX = 2**63 - 1
@@ -45,14 +45,14 @@ def made_up_rows(schema: Schema, rows: pl.DataFrame) -> pl.DataFrame:
         {column.name: None for column in schema.raw},
         {c.name: None if i % 2 else base[c.name] for i, c in enumerate(schema.raw)},
         {c.name: base[c.name] if i % 2 else None for i, c in enumerate(schema.raw)},
-        {column.name: _unseen(column, rows[column.name]) for column in schema.raw},
+        {column.name: _unseen(column, values_of(rows, column.name)) for column in schema.raw},
     ]
     if any(column.is_list for column in schema.raw):
         lengths = {column.inputs[0]: column.length for column in schema.columns}
         every.append({c.name: [] if c.is_list else base[c.name] for c in schema.raw})
         every.append(
             {
-                c.name: _too_long(rows[c.name], lengths.get(c.name, 1))
+                c.name: _too_long(values_of(rows, c.name), lengths.get(c.name, 1))
                 if c.is_list
                 else base[c.name]
                 for c in schema.raw
