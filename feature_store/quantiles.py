@@ -21,9 +21,9 @@ def sketch(values: pl.LazyFrame, points: int = POINTS) -> pl.LazyFrame:
 
     Memory is bounded by the distinct values of the fragment.
     """
-    # Adding zero turns -0.0 into 0.0: the two are one value, and one must stand for both in the
-    # file.
-    value = pl.col("value").cast(pl.Float64) + 0.0
+    # The two zeros are one value, and one must stand for both in the file. Polars drops `+ 0.0`.
+    number = pl.col("value").cast(pl.Float64)
+    value = pl.when(number != 0).then(number).otherwise(pl.when(number == 0).then(0.0))
     counted = (
         values.filter(value.is_finite())
         .group_by(value.alias("key"))

@@ -154,7 +154,7 @@ class TestRefusals:
                 "column 's', feature 'x': encoder 'standardized' takes",
             ),
             (enc.Vocabulary(name="d"), "takes int64 or string, found double"),
-            (enc.Calendar(name="s", part="hour"), "takes int64, found string"),
+            (enc.Calendar(name="s", part="hour"), "none of its texts is a time in ISO 8601"),
             (enc.Vocabulary(name="l"), "reads a list: set `length`"),
             (enc.Vocabulary(name="s", length=3), "its column is no list"),
             (enc.Identity(name="l"), "gives one number an example, found a list"),
