@@ -120,18 +120,18 @@ class _Inputs:
         self.dtypes: dict[str, Dtype] = {name: raw.dtype for name, raw in self._raw.items()}
         self._table = table
         names = self._names = table.names()
-        # Derived from itself, a column of the file is what it was before.
-        self._derive = {
-            name: text
-            for name, text in manifest.derived.items()
-            if name not in names or name in expressions.reads(text, [name], "")
-        }
         needed = dict.fromkeys(self._raw, "The release takes it in.")
-        for name, text in reversed(self._derive.items()):
-            if needed.pop(name, None) is not None:
+        derive: dict[str, str] = {}
+        for name, text in reversed(list(manifest.derived.items())):
+            # Derived from itself, a column of the file is what it was before.
+            is_given = name in names and name not in expressions.reads(text, [name], "")
+            if name in needed and not is_given:
+                derive[name] = text
+                del needed[name]
                 reason = f"The release takes in {name!r}, which the job derives by {text!r}."
-                sources = expressions.reads(text, {*names, *self._derive}, "")
-                needed |= dict.fromkeys(sources, reason)
+                readable = {*names, *manifest.derived}
+                needed |= dict.fromkeys(expressions.reads(text, readable, ""), reason)
+        self._derive = dict(reversed(list(derive.items())))
         table.require(needed)
         self._needed = list(needed)
         self._chunks = self._typed() if self._derive else None
@@ -149,7 +149,8 @@ class _Inputs:
         # Expressions have the types that training gave them, not those that are written.
         frame = chunk.frame if self._chunks is None else next(self._chunks).frame
         for name, text in self._derive.items():
-            value = expressions.evaluate(frame, text, f"derived.{name}", self._names)
+            where = f"{self._table.path}, derived {name!r}"
+            value = expressions.evaluate(frame, text, where, self._names)
             frame = frame.with_columns(value.alias(name))
 
         def fail(row: int, column: str, message: str) -> None:
