@@ -96,6 +96,7 @@ def train(
         if set:
             raise JobError("train: --set cannot change a run that is resumed.")
         run = open_run(resume)
+        require_sound(run.job, resume)
         trained = train_job(run.job, prepare_job(run.job), run=run, resume=True)
     else:
         assert job is not None

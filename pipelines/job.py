@@ -244,7 +244,7 @@ class Train(Config):
     """The training loop."""
 
     batch_size: int = Field(default=4096, gt=0)
-    """Examples in a step, over all ranks."""
+    """Examples in a step, over all ranks; with batch normalisation at least two for each rank."""
     epochs: int = Field(default=100, gt=0)
     """Passes over the training data at most."""
     sparse: SparseOptimizer = SparseOptimizer()

@@ -13,56 +13,15 @@ import torch.distributed as dist
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from headwater.feature_store.errors import JobError, RunError
+from headwater.feature_store.errors import RunError
 from headwater.feature_store.schema import Schema
-from headwater.models.embeddings import Mode
 from headwater.models.network import build_network
 from headwater.models.sharding import Placement, place
 from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.runs import Run
 from headwater.pipelines.training.checkpoint import Checkpoints
-from headwater.pipelines.training.ranks import Ranks, find_ranks
-
-
-def choose_device(job: Job, ranks: Ranks) -> torch.device:
-    """Return the device of this rank; JobError where the machine does not have what the job names."""
-    wanted = job.train.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise JobError(
-            f"train.device: unknown device {wanted!r}. Expected auto, cpu, cuda or cuda:N."
-        ) from None
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise JobError(f"train.device: {wanted!r} is not supported. Expected auto, cpu or cuda.")
-    found = torch.cuda.device_count()
-    index = ranks.local_rank if ":" not in wanted else device.index
-    if index >= found:
-        raise JobError(
-            f"train.device: {wanted!r} needs CUDA device {index}, found {found}. "
-            "Set train.device = 'cpu', or see `headwater doctor`."
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def check_precision(job: Job, device: torch.device) -> None:
-    """Raise JobError for bfloat16 on a CPU that would have to emulate it, about ten times slower."""
-    if job.train.precision != "bfloat16" or device.type == "cuda":
-        return
-    # torch has no public name for these.
-    if not (
-        torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
-        or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
-    ):
-        raise JobError(
-            "train.precision: bfloat16 on this CPU would be emulated (it has neither avx512_bf16 "
-            "nor amx). Set train.precision = 'float32', or train on a GPU."
-        )
+from headwater.pipelines.training.ranks import Ranks
+from headwater.pipelines.training.settings import how_tables_learn
 
 
 def resolve(job: Job) -> Job:
@@ -72,7 +31,7 @@ def resolve(job: Job) -> Job:
     """
     _, config = read_model(job.model.type, job.model.settings())
     section = {"type": job.model.type, **config.model_dump(mode="json")}
-    mode, lr = _how_tables_learn(job)
+    mode, lr = how_tables_learn(job)
     sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
     return job.model_copy(
         update={
@@ -82,19 +41,11 @@ def resolve(job: Job) -> Job:
     )
 
 
-def _how_tables_learn(job: Job) -> tuple[Mode, float]:
-    sparse = job.train.sparse
-    mode = sparse.mode
-    if mode == "auto":
-        mode = "lazy" if find_ranks().world_size == 1 else "fused"
-    return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
-
-
 def assemble(job: Job, schema: Schema, device: torch.device) -> Placement:
     """Return the untrained network of a job on `device`; JobError for a wrong `[model]` setting."""
     model_class, config = read_model(job.model.type, job.model.settings())
     train = job.train
-    mode, lr = _how_tables_learn(job)
+    mode, lr = how_tables_learn(job)
     network = build_network(schema, model_class, config, mode, train.seed)
     return place(
         network,

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwater.feature_store.errors import DataError, RunError
 from headwater.feature_store.reader import Reader
 from headwater.models.batch import Batch
 from headwater.models.layout import derive_seed
-from headwater.models.network import count_parameters
+from headwater.models.network import count_parameters, least_rows
 from headwater.models.sharding import Placement
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.data.loader import Loader
@@ -90,7 +90,7 @@ class Loop:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.pending: tuple[Tensor, Batch, int] | None = None
         model = placement.network.model
-        self.has_batch_norm = any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+        self.least_rows = ranks.world_size * least_rows(model)
         if self.settings.compile:
             model.compile()
         if device.type == "cpu":
@@ -141,14 +141,12 @@ class Loop:
                     started_s = time.perf_counter()
             self._settle()
         self.at.seconds += time.perf_counter() - started_s
-        if self.at.rows == 0:
-            raise DataError("train: too few rows for a batch. Expected at least two.")
 
     def _step(self, batch: Batch) -> None:
         # The same on every rank, unlike the size of its own part of the batch.
         begin = self.at.batch * self.settings.batch_size
         rows = min(self.settings.batch_size, len(self.data["train"]) - begin)
-        if rows < self.ranks.world_size * (2 if self.has_batch_norm else 1):
+        if rows < self.least_rows:
             # One row of a rank has no variance to normalise by; another epoch has it elsewhere.
             self._log("batch too small, skipped", step=self.at.step, epoch=self.at.epoch, rows=rows)
             return

@@ -246,6 +246,17 @@ def test_last_batch_of_one_row_does_not_stop_batch_norm(
     assert "batch too small, skipped" in (run.path / "log.jsonl").read_text()
 
 
+def test_training_data_of_one_row_is_refused_as_data(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    one_row = with_rows(tiny_prepared, tmp_path / "prepared", rows=1)
+    with pytest.raises(DataError, match="train: found 1 row, expected at least 2"):
+        train(tiny_job(), one_row, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    dnn = tiny_job(model={"type": "dnn", "hidden": [4]}, epochs=1)
+    assert train(dnn, one_row, runs=tmp_path / "runs").is_complete
+
+
 def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(
     tiny_job: TinyJob,
     tiny_prepared: Prepared,
