@@ -6,7 +6,6 @@ defaults, then the file, then `--set key=value`.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydantic import (
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
+from headwater.pipelines.job_errors import explain
 
 if TYPE_CHECKING:
     from headwater.models.base import CTRModel, ModelConfig
@@ -363,35 +363,6 @@ def dump_job(job: Job) -> str:
     return tomli_w.dumps(job.model_dump(mode="json", exclude_none=True))
 
 
-def explain(
-    error: ValidationError,
-    config: type[BaseModel],
-    values: Mapping[str, Any] | None = None,
-    section: str = "",
-) -> Iterator[str]:
-    """Yield a line an error: its path, what was found, and the nearest known key for an unknown one.
-
-    `values` is what was read: a path then holds only keys of the file, and the names of columns.
-    `section` is where in the file `config` lies.
-    """
-    for item in error.errors(include_url=False):
-        loc = item["loc"]
-        path = ".".join(map(str, loc)) if values is None else _path(loc, values, item["type"])
-        path = ".".join(part for part in (section, path) if part)
-        if item["type"] == "extra_forbidden":
-            key = str(loc[-1])
-            # A key that is known elsewhere is no help here.
-            near = difflib.get_close_matches(key, _known_keys(config) - {key}, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            yield f"{path}: unknown key.{hint}"
-        elif item["type"] == "missing":
-            yield f"{path}: required, but absent."
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            found = "" if isinstance(item["input"], dict | list) else f", found {item['input']!r}"
-            yield f"{path}: {message}{found}." if path else f"{message}{found}."
-
-
 def _model_problems(section: object) -> Iterator[str]:
     """Yield what the model's own class refuses, so that a wrong job is told whole."""
     if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
@@ -403,21 +374,6 @@ def _model_problems(section: object) -> Iterator[str]:
         yield from str(error).splitlines()
 
 
-def _path(loc: Sequence[int | str], values: object, kind: str) -> str:
-    """Return pydantic's location as the file has it: without the names of chosen alternatives."""
-    path = ""
-    for position, part in enumerate(loc):
-        last_is_absent = kind == "missing" and position == len(loc) - 1
-        if isinstance(part, int) and isinstance(values, list) and part < len(values):
-            values = values[part]
-            name = values.get("name") if isinstance(values, dict) else None
-            path += f"[{part}]" + (f" ({name})" if name else "")
-        elif isinstance(values, Mapping) and (part in values or last_is_absent):
-            values = values.get(part)
-            path += f".{part}"
-    return path.removeprefix(".")
-
-
 def _join_root(root: str, paths: Any) -> Any:
     """Return paths with relative ones under `root`; what is no path is left for pydantic to refuse."""
     if isinstance(paths, list):
@@ -425,13 +381,6 @@ def _join_root(root: str, paths: Any) -> Any:
     if not isinstance(paths, str) or paths.startswith("/") or "://" in paths:
         return paths
     return f"{root}/{paths}"
-
-
-def _known_keys(config: type[BaseModel]) -> set[str]:
-    """Return every key that the JSON Schema of `config` knows, at any depth."""
-    schema = config.model_json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return {key for part in parts for key in part.get("properties", {})}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

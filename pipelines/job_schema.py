@@ -65,7 +65,7 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ('`data.split` with `by = "ratio"`', "data.split", RatioSplit),
     ('`data.split` with `by = "leave-one-out"`', "data.split", LeaveOneOutSplit),
     ('`data.split` with `by = "column"`', "data.split", ColumnSplit),
-    ("`[[data.join]]`", "data.join", Join),
+    ("`[[data.join]]`", "data.join[i]", Join),
     ("`[features]`", "features", Features),
     ("`[model]`", "model", ModelSection),
     ("`[train]`", "train", Train),

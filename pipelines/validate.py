@@ -40,10 +40,7 @@ def validate(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # no
     from headwater.pipelines.job import load_job
 
     result = check_job(load_job(job, set or ()))
-    if result.problems:
-        count = len(result.problems)
-        heading = f"{job}: {count} problem{'s' if count > 1 else ''}:"
-        raise JobError("\n".join([heading, *(f"- {problem}" for problem in result.problems)]))
+    result.require_none(job)
     emit(result.as_dict(job), as_json=json, text=result.text(job))
 
 
@@ -66,6 +63,11 @@ class Validation:
         except InputError as error:
             self.problems += [line for line in str(error).splitlines() if line not in self.problems]
             return None
+
+    def require_none(self, source: object) -> None:
+        """Raise JobError where there are problems, a line for each; `source` names the job."""
+        if self.problems:
+            raise JobError("\n".join(f"{source}: {problem}" for problem in self.problems))
 
     def as_dict(self, job: Path) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -119,8 +121,7 @@ def require_sound(job: Job, source: object = "job") -> None:
     _check_model(job, result)
     _check_training(job, result)
     _check_context(job, result)
-    if result.problems:
-        raise JobError("\n".join(f"{source}: {problem}" for problem in result.problems))
+    result.require_none(source)
 
 
 def _check_model(job: Job, result: Validation) -> None:

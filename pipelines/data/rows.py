@@ -111,7 +111,7 @@ def _taken(
 ) -> list[str]:
     """Return the columns that a side table gives to `needed`, which then names its keys instead."""
     keys = [join.on] if isinstance(join.on, str) else list(join.on)
-    reason = f"(data.join.{index} needs it.)"
+    reason = f"(data.join[{index}] needs it.)"
     listed = side.names() if join.columns is None else join.columns
     side.require(dict.fromkeys([*keys, *(join.columns or [])], reason))
     columns = [name for name in listed if name in needed and name not in keys]
@@ -120,7 +120,7 @@ def _taken(
             if name in other.names():
                 raise DataError(
                     f"{side.path}: column {name!r} is also in {other.path}. List in `columns` of "
-                    f"data.join.{index} what to take from it, or rename one of the two."
+                    f"data.join[{index}] what to take from it, or rename one of the two."
                 )
         del needed[name]
     needed |= {name: needed.get(name, reason) for name in keys}
