@@ -24,6 +24,7 @@ from pydantic import (
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
+from headwater.pipelines.arguments import checked, list_of, path_of
 from headwater.pipelines.job_errors import explain
 
 if TYPE_CHECKING:
@@ -320,7 +321,12 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
 
     Relative paths inside the job are read from the current folder, as a shell would.
     """
-    path = Path(path)
+    path = path_of(path, "load_job: path")
+    expected = "a list of settings, as ['train.seed=7']"
+    settings = [
+        checked(each, str, "load_job: overrides", expected)
+        for each in list_of(overrides, "load_job: overrides", expected)
+    ]
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -329,9 +335,14 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
         raise JobError(f"{path}: cannot be read as text: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}.") from error
-    for override in overrides:
-        _apply(values, override)
-    return parse_job(values, source=f"{path} with --set" if overrides else str(path))
+    for setting in settings:
+        _apply(values, setting)
+    return parse_job(values, source=f"{path} with --set" if settings else str(path))
+
+
+def require_job(job: object, argument: str) -> Job:
+    """Return `job`; InputError where it is none, as the path of one."""
+    return checked(job, Job, argument, "a Job, as load_job returns it")
 
 
 def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:

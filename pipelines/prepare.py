@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import Schema, write_schema
+from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import note
 from headwater.pipelines.data.columns import LABEL, TIME
 from headwater.pipelines.data.encoding import encode_splits
@@ -42,7 +43,7 @@ from headwater.pipelines.data.rows import ROW
 from headwater.pipelines.data.sources import find_files, fingerprint
 from headwater.pipelines.data.splits import Conditions, is_one_of, uniform
 from headwater.pipelines.data.staging import Part, Source, Staged, conditions, stage
-from headwater.pipelines.job import Job
+from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.output import publish
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
@@ -50,13 +51,15 @@ __all__ = ["Prepared", "load_prepared", "prepare"]
 SAMPLE_ROWS = 4096
 
 
-def prepare(job: Job, root: Path = Path("prepared")) -> Prepared:
+def prepare(job: Job, root: Path | str = Path("prepared")) -> Prepared:
     """Return the prepared data of a job, made now or, where data, features and inputs are equal, before.
 
     It lies in `root/<name>/<key>`. Input files count as equal by path, size and SHA-256, of files over 16 MiB
     by path, size and time of change. The folder appears when it is complete. Raises JobError, DataError or
     FeatureError for what is wrong with job or data, OutputError where the disk is full.
     """
+    job = require_job(job, "prepare: job")
+    root = path_of(root, "prepare: root")
     created = _created(job)
     key = hashlib.sha256(json.dumps(created, sort_keys=True).encode()).hexdigest()[:16]
     path = root / job.name / key

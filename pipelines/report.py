@@ -15,6 +15,7 @@ from headwater.feature_store.errors import RunError
 from headwater.pipelines.data.prepared import time_text
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import count, duration, megabytes, number, render
+from headwater.pipelines.runs import Run, run_folder
 
 EVALUATION_NAME = "evaluation.json"
 REPORT_NAME = "report.html"
@@ -33,12 +34,12 @@ METRICS = {
 _SLICE_ROWS = 24
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Run | Path | str) -> Path:
     """Write `report.html` into a run that was evaluated, and return its path.
 
     Raises RunError where the run has no readable `evaluation.json` or `job.toml`.
     """
-    run_dir = Path(run_dir)
+    run_dir = run_folder(run_dir, "write_report: run_dir")
     evaluation, job = read_evaluation(run_dir)
     splits = evaluation["splits"]
     last = "test" if "test" in splits else "valid"

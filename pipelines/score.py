@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from headwater.feature_store.errors import DataError, ReleaseError
 from headwater.feature_store.normalise import POLARS_TYPES, normalise
 from headwater.feature_store.schema import Dtype, RawColumn
+from headwater.pipelines.arguments import checked, path_of, refused
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data.columns import normal
 from headwater.pipelines.data.sources import Chunk, Table, find_files
@@ -35,7 +36,7 @@ BATCH_ROWS = 65_536
 
 
 def score(
-    release: Path, source: str | Path, out: Path, *, batch_rows: int = BATCH_ROWS
+    release: Path | str, source: str | Path, out: Path | str, *, batch_rows: int = BATCH_ROWS
 ) -> dict[str, Any]:
     """Write the rows of `source` to `out` with their scores; return their number, and the speed.
 
@@ -51,6 +52,11 @@ def score(
     batch_rows
         Rows in memory at a time.
     """
+    release = path_of(release, "score: release", "a release's folder, as text or Path")
+    path_of(source, "score: source", "a path, glob or URL, as text or Path")
+    out = path_of(out, "score: out")
+    if checked(batch_rows, int, "score: batch_rows", "a number of rows") < 1:
+        raise refused(batch_rows, "score: batch_rows", "at least 1")
     start_s = time.perf_counter()
     scorer = load_release(release_folder(release))
     inputs = scorer.manifest.inputs

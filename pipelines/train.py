@@ -11,11 +11,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater.feature_store.errors import DataError
+from headwater.feature_store.errors import DataError, RunError
 from headwater.models.network import least_rows
+from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
-from headwater.pipelines.job import Job
-from headwater.pipelines.runs import RUNS, Run, create_run
+from headwater.pipelines.data.prepared import Prepared, SplitName
+from headwater.pipelines.job import Job, require_job
+from headwater.pipelines.runs import RUNS, Run, as_run, create_run
 from headwater.pipelines.training.assemble import assemble, resolve
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
@@ -24,7 +26,6 @@ from headwater.pipelines.training.settings import check_settings
 
 if TYPE_CHECKING:
     from headwater.feature_store.shards import ShardSet
-    from headwater.pipelines.data.prepared import Prepared, SplitName
 
 
 @flush_denormals()
@@ -32,16 +33,16 @@ def train(
     job: Job,
     prepared: Prepared,
     *,
-    run: Run | None = None,
+    run: Run | Path | str | None = None,
     resume: bool = False,
-    runs: Path = RUNS,
+    runs: Path | str = RUNS,
 ) -> Run:
     """Train a job's model on its prepared data and return the complete run.
 
     Parameters
     ----------
     run
-        Folder to train in; a new one in `runs` when absent.
+        Run to train, or its folder; a new one in `runs` when absent.
     resume
         Go on from the latest checkpoint of `run`, or from the start where it has none yet.
     runs
@@ -51,10 +52,17 @@ def train(
     step or validation rows have one class only, RunError where `run` does not fit or another process
     trains it, TrainingError on a non-finite loss, OutputError on a full disk.
     """
+    job = require_job(job, "train: job")
+    prepared = checked(
+        prepared, Prepared, "train: prepared", "Prepared, as prepare(job) returns it"
+    )
+    runs = path_of(runs, "train: runs")
+    run = None if run is None else as_run(run, "train: run")
     ranks = find_ranks()
     device = check_settings(job, ranks)
     if resume:
-        assert run is not None, "a run to resume must be given"
+        if run is None:
+            raise RunError("train: resume: give the run to go on with, as `run`.")
         if run.is_complete:
             note(f"{run.path}: training is complete, nothing is left to do")
             return run
