@@ -1,7 +1,4 @@
-"""From a job to a network on its device: the model, its tables, its optimisers, and trained weights.
-
-`train` starts here, and so does everything that uses what was trained.
-"""
+"""From a job to a network on its device: with its optimisers to train it, with trained weights to use it."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from headwater.feature_store.errors import RunError
 from headwater.feature_store.schema import Schema
-from headwater.models.network import build_network
-from headwater.models.sharding import Placement, place
+from headwater.models.network import CTRNetwork, build_network
+from headwater.models.sharding import Learner, Placement, Rates, place, place_learner
 from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.runs import Run
 from headwater.pipelines.training.checkpoint import Checkpoints
@@ -41,25 +38,24 @@ def resolve(job: Job) -> Job:
     )
 
 
-def assemble(job: Job, schema: Schema, device: torch.device) -> Placement:
+def assemble(job: Job, schema: Schema, device: torch.device) -> Learner:
     """Return the untrained network of a job on `device`; JobError for a wrong `[model]` setting."""
-    model_class, config = read_model(job.model.type, job.model.settings())
+    _, lr = how_tables_learn(job)
     train = job.train
-    mode, lr = how_tables_learn(job)
-    network = build_network(schema, model_class, config, mode, train.seed)
-    return place(
-        network,
-        mode=mode,
-        sparse_lr=lr,
-        sparse_l2=train.sparse.l2,
-        dense_lr=train.dense.lr,
-        dense_l2=train.dense.l2,
-        device=device,
+    rates = Rates(
+        sparse_lr=lr, sparse_l2=train.sparse.l2, dense_lr=train.dense.lr, dense_l2=train.dense.l2
     )
+    return place_learner(_network(job, schema), rates, device)
+
+
+def _network(job: Job, schema: Schema) -> CTRNetwork:
+    model_class, config = read_model(job.model.type, job.model.settings())
+    mode, _ = how_tables_learn(job)
+    return build_network(schema, model_class, config, mode, job.train.seed)
 
 
 def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
-    """Return the network of a run with the weights of its best epoch, in evaluation mode.
+    """Return the network of a run with the weights of its best epoch, in evaluation mode, to score with.
 
     One process suffices, whatever the number that trained. RunError where there is no checkpoint, or
     where it was trained with another schema.
@@ -70,20 +66,19 @@ def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
             f"{run.checkpoint}: no checkpoint yet. Train first, or go on with "
             f"`headwater train --resume {run.path}`."
         )
-    placement = assemble(run.job, schema, device)
     network = parts["network"]
     if network["schema_hash"] != schema.hash:
         raise RunError(
             f"{run.path}: trained with schema {network['schema_hash'][:12]}, but the prepared data "
             f"has {schema.hash[:12]}: the data or [features] changed since. Train again."
         )
-    live = placement.state_dict()["model"]
-    placement.load_weights(_shards(network["weights"], live))
+    placement = place(_network(run.job, schema), device)
+    placement.load_weights(_shards(network["weights"], placement.weights()))
     placement.module.eval()
     return placement
 
 
-def whole_state(placement: Placement, ranks: Ranks) -> dict[str, Any]:
+def whole_state(placement: Learner, ranks: Ranks) -> dict[str, Any]:
     """Return the state with every sharded tensor whole, on rank 0; every rank must call it.
 
     So a checkpoint does not depend on how tables were sharded. Rank 0 needs room for whole tables.
@@ -109,7 +104,7 @@ def whole_state(placement: Placement, ranks: Ranks) -> dict[str, Any]:
     return whole
 
 
-def restore(placement: Placement, state: Mapping[str, Any], ranks: Ranks) -> None:
+def restore(placement: Learner, state: Mapping[str, Any], ranks: Ranks) -> None:
     """Put what `whole_state` gave into the network, each rank taking its shards of it."""
     live = placement.state_dict()
     if ranks.world_size > 1 and "fused" in live:

@@ -22,7 +22,7 @@ from headwater.feature_store.reader import Reader
 from headwater.models.batch import Batch
 from headwater.models.layout import derive_seed
 from headwater.models.network import count_parameters, least_rows
-from headwater.models.sharding import Placement
+from headwater.models.sharding import Learner
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.data.loader import Loader
 from headwater.pipelines.evaluation.predict import predict
@@ -77,7 +77,7 @@ class Loop:
         prepared: Prepared,
         data: Mapping[SplitName, ShardSet],
         run: Run,
-        placement: Placement,
+        placement: Learner,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
