@@ -303,7 +303,7 @@ class Job(Config):
     """A declared job: one file, from raw logs to a release."""
 
     name: FolderName
-    """Name of the job; folders of runs, prepared data and releases carry it."""
+    """Name of the job; folders of runs and releases carry it."""
     data: Data
     """Where the rows are."""
     features: Features

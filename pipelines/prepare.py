@@ -54,15 +54,16 @@ SAMPLE_ROWS = 4096
 def prepare(job: Job, root: Path | str = Path("prepared")) -> Prepared:
     """Return the prepared data of a job, made now or, where data, features and inputs are equal, before.
 
-    It lies in `root/<name>/<key>`. Input files count as equal by path, size and SHA-256, of files over 16 MiB
-    by path, size and time of change. The folder appears when it is complete. Raises JobError, DataError or
-    FeatureError for what is wrong with job or data, OutputError where the disk is full.
+    It lies in `root/<key>`, for all jobs that agree in these, whatever their names. Input files count as
+    equal by path, size and SHA-256, of files over 16 MiB by path, size and time of change. The folder
+    appears when it is complete. Raises JobError, DataError or FeatureError for what is wrong with job or
+    data, OutputError where the disk is full.
     """
     job = require_job(job, "prepare: job")
     root = path_of(root, "prepare: root")
     created = _created(job)
     key = hashlib.sha256(json.dumps(created, sort_keys=True).encode()).hexdigest()[:16]
-    path = root / job.name / key
+    path = root / key
     if path.exists():
         prepared = load_prepared(path)
         note(f"prepared data is there: {path}")

@@ -342,7 +342,7 @@ def test_missing_and_nan_values_are_no_error(folder: Path) -> None:
         user=["99" if i % 20 == 19 else str(i % 20) for i in range(ROWS)],
     )
     assert main(["prepare", "job.toml"]) == 0
-    (statistics,) = folder.glob("prepared/clicks/*/statistics.json")
+    (statistics,) = folder.glob("prepared/*/statistics.json")
     splits = json.loads(statistics.read_text())["splits"].values()
     missing = {
         name: sum(split["columns"][name]["missing"] for split in splits)
