@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -26,6 +26,7 @@ from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
 from headwater.pipelines.arguments import checked, list_of, path_of
 from headwater.pipelines.job_errors import explain
+from headwater.pipelines.job_splits import Split
 
 if TYPE_CHECKING:
     from headwater.models.base import CTRModel, ModelConfig
@@ -55,66 +56,6 @@ class Join(Config):
     """`left` keeps rows without a match, with nulls; `inner` drops them."""
     columns: list[str] | None = None
     """Columns to take from the side table; all when absent."""
-
-
-class Shares(Config):
-    """Shares of the rows that are held out; the rest is for training."""
-
-    valid: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the rows for validation."""
-    test: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the rows for test."""
-
-    @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Self:
-        if self.valid + self.test >= 1:
-            raise ValueError(f"valid {self.valid} and test {self.test} leave no rows for training")
-        return self
-
-
-class TimeSplit(Shares):
-    """The newest rows are held out: the last `test` share for test, the `valid` share before it."""
-
-    by: Literal["time"] = "time"
-    column: str
-    """Column that orders the rows."""
-
-
-class RatioSplit(Shares):
-    """Rows are held out at random: the same rows for the same seed and data."""
-
-    by: Literal["ratio"] = "ratio"
-    seed: int = 0
-    """Seed of the assignment."""
-
-
-class LeaveOneOutSplit(Config):
-    """Each user's newest row is for test, the one before it for validation."""
-
-    by: Literal["leave-one-out"] = "leave-one-out"
-    user: str
-    """Column of the user."""
-    time: str
-    """Column that orders a user's rows."""
-
-
-class ColumnSplit(Config):
-    """A column of the data says where a row belongs, by the values given here."""
-
-    by: Literal["column"] = "column"
-    column: str
-    """Column that holds the name of the split."""
-    train: str = "train"
-    """Its value for training rows."""
-    valid: str = "valid"
-    """Its value for validation rows."""
-    test: str = "test"
-    """Its value for test rows."""
-
-
-Split = Annotated[
-    TimeSplit | RatioSplit | LeaveOneOutSplit | ColumnSplit, Field(discriminator="by")
-]
 
 
 class Data(Config):

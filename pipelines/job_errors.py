@@ -78,10 +78,12 @@ def _locate(
             continue
         kind = members[0]
         if isinstance(part, int):
-            value = value[part] if isinstance(value, list | tuple) and part < len(value) else None
-            name = value.get("name") if isinstance(value, Mapping) else None
-            path += f"[{part}]" + (f" ({name})" if name else "")
             kind = _element(kind, part)
+            # A value that stands for a list of one is no list in the file.
+            if isinstance(value, list | tuple):
+                value = value[part] if part < len(value) else None
+                name = value.get("name") if isinstance(value, Mapping) else None
+                path += f"[{part}]" + (f" ({name})" if name else "")
             continue
         owner = kind
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -142,6 +144,9 @@ def _line(item: ErrorDetails, place: _Place) -> str:
             return f"{where}unknown key.{_near(item['loc'][-1], known)}"
         case "missing":
             return f"{where}required, but absent."
+        case "too_short":
+            least, found = (item.get("ctx", {})[key] for key in ("min_length", "actual_length"))
+            return f"{where}expected at least {least} in the list, found {found}."
         case "union_tag_not_found" | "union_tag_invalid":
             members, tag = _members(place.kind)
             known = [name for member in members for name in get_args(_tags(member, tag))]

@@ -17,20 +17,17 @@ from pydantic import BaseModel
 
 from headwater.models.registry import MODELS, load_model
 from headwater.pipelines.job import (
-    ColumnSplit,
     Data,
     DenseOptimizer,
     Export,
     Features,
     Job,
     Join,
-    LeaveOneOutSplit,
     ModelSection,
-    RatioSplit,
     SparseOptimizer,
-    TimeSplit,
     Train,
 )
+from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, RatioSplit, TimeSplit
 
 SCHEMA_NAME = "job.schema.json"
 PAGE_NAME = "job.md"

@@ -175,8 +175,13 @@ def _split_text(split: Mapping[str, Any] | None) -> str:
     if split is None:
         return "files of their own"
     told = ((key, value) for key, value in split.items() if key != "by" and key != value)
-    settings = ", ".join(f"{key} {value}" for key, value in told)
+    settings = "; ".join(f"{key} {_values_text(value)}" for key, value in told)
     return f"by {split['by']} ({settings})"
+
+
+def _values_text(value: Any) -> str:
+    """Return a setting, or the values of a list; none where it is empty."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
 def _metric_rows(splits: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -18,8 +18,9 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.normalise import infer_dtype, normal_form
 from headwater.pipelines.data import splits
-from headwater.pipelines.data.prepared import SPLITS
-from headwater.pipelines.job import ColumnSplit, Features, LeaveOneOutSplit, Split, TimeSplit
+from headwater.pipelines.data.split_values import known_values, part_of, shown_value
+from headwater.pipelines.job import Features
+from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, Split, TimeSplit
 
 LABEL, WEIGHT, GROUP, TIME = "__label", "__weight", "__group", "__time"
 SPLIT = "__split"
@@ -72,7 +73,7 @@ def staged_columns(
     if isinstance(rule, LeaveOneOutSplit):
         staged.append(_key(splits.SPLIT_USER, rule.user, types))
     if isinstance(rule, ColumnSplit):
-        staged.append(_split_name(rule))
+        staged.append(_split_name(rule, types))
     return staged
 
 
@@ -170,16 +171,18 @@ def _ordered(staged: str, name: str, types: Types, *, required: bool = False) ->
     return StagedColumn(staged, name, value, raw=raw, refusals=tuple(refusals))
 
 
-def _split_name(rule: ColumnSplit) -> StagedColumn:
-    key = pl.col(rule.column).cast(pl.String)
-    known = [getattr(rule, split) for split in SPLITS]
-    wrong = (~key.is_in(known)).fill_null(value=True)
-    refusal = Refusal(
-        wrong,
-        lambda value: (
-            f"found {None if value is None else str(value)!r}, data.split knows {', '.join(known)}."
-        ),
-    )
+def _split_name(rule: ColumnSplit, types: Types) -> StagedColumn:
+    """Return the number of each row's part; refuses a value that is in none."""
+    key = part_of(rule, types[rule.column])
+
+    def message(value: Any) -> str:
+        found = "no value" if value is None else shown_value(value)
+        return (
+            f"found {found}, data.split knows {known_values(rule)}. Put the value into one of them, or "
+            f"filter the row."
+        )
+
+    refusal = Refusal(key.is_null(), message)
     return StagedColumn(splits.SPLIT_KEY, rule.column, key, refusals=(refusal,))
 
 

@@ -10,7 +10,7 @@ rows and their order only, never on how they are cut into fragments. What each r
 - leave-one-out: of each user with three rows or more the newest is for test, the one before it for
   validation; of equal times the later row is newer. All rows of users with fewer, and all rows without a
   user, are for training.
-- column: the text of a column's value decides; a row with any other value is refused.
+- column: a column's value decides, by `split_values`; a row whose value is in no part is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import INT64_MIN
 from headwater.pipelines.data.prepared import SPLITS, SplitName
 from headwater.pipelines.data.rows import ROW
-from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
+from headwater.pipelines.job_splits import (
+    ColumnSplit,
+    LeaveOneOutSplit,
+    RatioSplit,
+    Split,
+    TimeSplit,
+)
 
 Conditions = Mapping[SplitName, pl.Expr]
 
 BINS = 1 << 16
 
 SPLIT_KEY = "__split_key"
-"""What the rule orders or compares: time, share or value (Int64, Float64 or String)."""
+"""What the rule orders or compares: a time (Int64 or Float64), or the number of the part (Int8)."""
 SPLIT_USER = "__split_user"
 """The user of leave-one-out (Int64), INT64_MIN where a row has none."""
 
@@ -64,7 +70,7 @@ def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
             return _leave_one_out(fragments)
         case ColumnSplit():
             key = pl.col(SPLIT_KEY)
-            return {name: key == getattr(split, name) for name in SPLITS}
+            return {name: key == i for i, name in enumerate(SPLITS) if getattr(split, name)}
 
 
 def uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

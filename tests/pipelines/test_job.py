@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ def test_misspelt_value_of_a_models_own_settings_is_refused_like_others() -> Non
             {"data": {"split": {"by": "column", "column": 1, "train": {}, "tset": 2}}},
             [
                 "data.split.column: expected a valid string, found 1.",
-                "data.split.train: expected a valid string, found a table.",
+                "data.split.train: expected text, a number, true or false, or a date, found a table.",
                 "data.split.tset: unknown key. Did you mean 'test'?",
             ],
         ),
@@ -324,6 +325,46 @@ def test_contradicting_data_section_is_refused(data: dict[str, object], message:
     with pytest.raises(JobError) as caught:
         parse_job(values)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "line"),
+    [
+        ({"train": []}, "data.split.train: expected at least 1 in the list, found 0."),
+        (
+            {"train": [1, {}]},
+            "data.split.train[1]: expected text, a number, true or false, or a date, found a table.",
+        ),
+        (
+            {"test": math.nan},
+            "data.split.test: expected text, a number, true or false, or a date, found nan.",
+        ),
+        (
+            {"train": ["a", 5], "valid": "5"},
+            "data.split: `train` and `valid` both hold '5'; put it into one of them.",
+        ),
+        (
+            {"train": "test"},
+            "data.split: `train` and `test` both hold 'test'; put it into one of them.",
+        ),
+    ],
+)
+def test_values_of_a_split_by_column_are_refused_by_their_key(
+    split: dict[str, Any], line: str
+) -> None:
+    assert problems({"data": {"split": {"by": "column", "column": "part", **split}}}) == [line]
+
+
+def test_values_of_a_split_by_column_are_kept_as_they_are_written(job_path: Path) -> None:
+    text = (
+        'split = { by = "column", column = "day", train = ["a", 5, 0.5, true], valid = 2026-03-05, '
+        "test = [] }"
+    )
+    job = load_job(job_path, [f"data.split={text.partition(' = ')[2]}"])
+    split = tomllib.loads(dump_job(job))["data"]["split"]
+    assert split["train"] == ["a", 5, 0.5, True]
+    assert (split["valid"], split["test"]) == ("2026-03-05", [])
+    assert parse_job(tomllib.loads(dump_job(job))) == job
 
 
 def test_shares_that_leave_no_training_rows_are_refused() -> None:

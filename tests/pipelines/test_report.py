@@ -225,6 +225,13 @@ def test_report_says_how_many_rows_there_are_and_which_time_training_covers(
     assert "no time column" in page.words
 
 
+def test_report_says_which_values_divide_the_rows(tmp_path: Path) -> None:
+    rule = 'by = "column"\ncolumn = "week"\ntrain = [1, 2]\nvalid = 3\ntest = []'
+    job = JOB.replace('by = "time"\ncolumn = "at"', rule)
+    page = Page(write_report(make_run(tmp_path / "run", job=job)))
+    assert "by column (column week; train 1, 2; valid 3; test none)" in page.words
+
+
 def test_report_fetches_nothing(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run")))
     assert {link[:5] for link in page.links if not link.startswith("#")} == {"data:"}
