@@ -16,6 +16,7 @@ from headwater.pipelines.data.prepared import time_text
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import count, duration, megabytes, number, render
 from headwater.pipelines.runs import Run, run_folder
+from headwater.pipelines.training.plateau import unfinished
 
 EVALUATION_NAME = "evaluation.json"
 REPORT_NAME = "report.html"
@@ -62,6 +63,7 @@ def write_report(run_dir: Run | Path | str) -> Path:
         "slice_split": last,
         "slices": _slices(splits[last]["slices"]),
         "job": job,
+        "unfinished": unfinished(evaluation["training"]),
         "plots": {
             "learning": plots.learning_curves(
                 evaluation["history"], evaluation["training"]["best_epoch"]
@@ -142,6 +144,8 @@ def _facts(evaluation: Mapping[str, Any], job: Mapping[str, Any]) -> list[tuple[
         "plateau": "no further improvement",
         "epochs": "all epochs done",
     }.get(training["stopped"], training["stopped"])
+    if training.get("still_improving"):
+        stopped = f"{stopped}, still improving"
     epochs = (
         f"{training['epochs']} ({count(training['steps'])} steps), best {training['best_epoch']} "
         f"by {training['monitor']} {number(training['best'])}; stopped: {stopped}"

@@ -196,7 +196,7 @@ class Loop:
         }
         self._log("epoch ended", **record)
         if self.ranks.is_first:
-            note(_line(record))
+            note(_line(record, is_last=self.at.epoch == self.settings.epochs))
         done = self.at
         self.at = _Position(
             epoch=done.epoch + 1,
@@ -242,6 +242,7 @@ class Loop:
             "best_epoch": best,
             "steps": at.step,
             "stopped": "plateau" if self.plateau.stopped else "epochs",
+            "still_improving": best == len(at.history),
             "monitor": self.settings.monitor,
             "best": self.plateau.best,
             "seconds": at.total_seconds,
@@ -386,14 +387,16 @@ class Loop:
             self.run.log(event, **fields)
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    """Return an epoch's record as one line."""
+def _line(record: Mapping[str, Any], *, is_last: bool) -> str:
+    """Return an epoch's record as one line; the last that `epochs` allows may still be an improvement."""
     valid = ", ".join(
         f"{name} {record['valid'][name]:.5f}"
         for name in ("auc", "gauc", "logloss")
         if record["valid"].get(name) is not None
     )
     better = ", best so far" if record["improved"] else ""
+    if better and is_last:
+        better += ", still improving as train.epochs ends it"
     return (
         f"epoch {record['epoch']}: train loss {record['train_loss']:.5f}, valid {valid}, "
         f"{record['rows_per_second']:,.0f} rows/s{better}"

@@ -27,9 +27,10 @@ from headwater.feature_store.errors import (
 from headwater.feature_store.files import file_sha256
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.models import registry
+from headwater.pipelines.cli import main
 from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.evaluate import evaluate
-from headwater.pipelines.job import Job
+from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.output import locked
 from headwater.pipelines.runs import Run, create_run, open_run
 from headwater.pipelines.train import train
@@ -105,7 +106,41 @@ def test_plateau_drops_both_rates_and_stops(
     assert [r["lr_sparse"] for r in metrics["history"]] == pytest.approx([0.02, 0.02, 0.002])
     assert [r["lr_dense"] for r in metrics["history"]] == pytest.approx([1e-3, 1e-3, 1e-4])
     assert metrics["training"]["stopped"] == "plateau"
+    assert metrics["training"]["still_improving"] is False
     assert metrics["training"]["best_epoch"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 1}, {"epochs": 3, "min_delta": 0.6}])
+def test_training_that_epochs_end_while_it_improves_says_so(
+    settings: dict[str, Any],
+    tiny_job: TinyJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = tiny_job(model={"type": "logistic_regression"}, patience=9, **settings)
+    Path("job.toml").write_text(dump_job(job))
+    assert main(["train", "job.toml"]) == 0
+    path, *told = capsys.readouterr().out.splitlines()
+    assert main(["train", "--resume", path.removeprefix("run "), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    run = open_run(result["run"])
+    ended = json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])
+    found = {
+        result["still_improving"],
+        run.read("metrics.json")["training"]["still_improving"],
+        ended["still_improving"],
+    }
+    assert (result["stopped"], ended["event"]) == ("epochs", "training ended")
+    if settings["epochs"] == 1:
+        assert found == {True}
+        (line,) = told
+        assert line.startswith("still improving: train.epochs = 1 ended training")
+        assert line.endswith("Train again with more, as --set train.epochs=2")
+    else:
+        assert found == {False}
+        assert told == []
 
 
 def test_weights_change_the_loss_and_zero_weights_teach_nothing(
