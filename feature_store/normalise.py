@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Sequence
 from decimal import Decimal
 
+import numpy as np
 import polars as pl
 import polars.selectors as cs
 
@@ -128,10 +129,11 @@ def shown_at(column: pl.Series, row: int) -> str:
     if isinstance(column.dtype, pl.List | pl.Array):
         entries = column[row]
         return f"[{', '.join(shown_at(entries, place) for place in range(len(entries)))}]"
-    if isinstance(column.dtype, pl.Datetime | pl.Date):
+    if isinstance(column.dtype, pl.Date | pl.Datetime):
         # Python has no times beyond the year 9999.
-        since = column.dt.timestamp("ms")[row] if column[row : row + 1].null_count() == 0 else None
-        return f"{since} (ms since 1970)"
+        number = column.to_physical()[row]
+        unit = "D" if isinstance(column.dtype, pl.Date) else column.dtype.time_unit
+        return "None" if number is None else str(np.datetime64(number, unit)).replace("T", " ")
     value = column[row]
     return str(value) if isinstance(value, Decimal) else repr(value)
 

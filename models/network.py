@@ -55,6 +55,12 @@ def count_parameters(network: CTRNetwork) -> int:
     ) + sum(weight.numel() for module in rest for weight in module.parameters())
 
 
+def least_rows(model: nn.Module) -> int:
+    """Return how many rows a process needs for a step: two with batch normalisation, else one."""
+    has_batch_norm = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    return 2 if has_batch_norm else 1
+
+
 def _check_columns(schema: Schema, model_class: type[CTRModel], config: ModelConfig) -> None:
     known = [column.name for column in schema.columns]
     for slot, wanted in model_class.slots(config).items():

@@ -1,4 +1,4 @@
-"""A network on its devices with its optimisers: one step, one checkpoint, whatever the table mode."""
+"""A network on its devices, and its weights: what evaluation and export need of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from headwater.feature_store.errors import RunError
@@ -15,142 +15,40 @@ from headwater.models.network import CTRNetwork
 
 
 class Placement:
-    """What `models.sharding.place` gives.
+    """What `models.sharding.place` gives: `module(batch)` is the logit.
 
-    `module(batch)` is the logit and is what to train; `network` holds the same weights unwrapped.
+    `network` holds the same weights unwrapped.
     """
 
-    def __init__(
-        self,
-        network: CTRNetwork,
-        module: nn.Module,
-        *,
-        device: torch.device,
-        adam: torch.optim.Adam | None,
-        tables: Any | None,
-        lr: Mapping[str, float],
-        penalties: list[tuple[float, nn.Parameter]],
-        row_l2: float,
-    ) -> None:
+    def __init__(self, network: CTRNetwork, module: nn.Module, device: torch.device) -> None:
         self.network = network
         self.module = module
         self.device = device
-        self.optimizers: list[Any] = [each for each in (adam, tables) if each is not None]
-        self.lr = dict(lr)
-        """Learning rates now: `sparse` of tables, `dense` of all other weights."""
-        self._adam = adam
-        self._tables = tables
-        """The optimiser that tables have for themselves: TorchRec's, or LazyAdam; else None."""
-        self._penalties = penalties
-        self._row_l2 = row_l2
-        self._groups: list[tuple[dict[str, Any], str, float]] = []
-        for group in [] if adam is None else adam.param_groups:
-            self._groups.append((group, group["kind"], 1.0))
-        for group in [] if tables is None else tables.param_groups:
-            # fbgemm gives the rate back in float32: the ratio is 1, or 1/2 for first-order weights.
-            self._groups.append((group, "sparse", round(group["lr"] / lr["sparse"], 4)))
 
-    def zero_grad(self) -> None:
-        """Drop the gradients of the last step."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-
-    def step(self) -> None:
-        """Update every weight but fused tables, which the backward pass has updated."""
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def clip_grad(self, norm: float) -> Tensor:
-        """Scale gradients to a global norm of at most `norm`, and return the norm they had.
-
-        Fused tables have no gradient by then; they are left out.
-        """
-        grads: list[Tensor] = [
-            weight.grad
-            for group in ([] if self._adam is None else self._adam.param_groups)
-            for weight in group["params"]
-            if weight.grad is not None
-        ]
-        # The rows that lazy tables took out are leaves; those of fused tables never hold a gradient.
-        grads += [rows.grad for rows in self._rows() if rows.is_leaf and rows.grad is not None]
-        total = torch.nn.utils.get_total_norm(grads)
-        if total > norm:  # else spare a pass over whole tables, as most steps can
-            for grad in grads:
-                grad.mul_(norm / (total + 1e-6))
-        return total
-
-    def penalty(self) -> Tensor:
-        """Return the sum of (l2 / 2) * ||W||^2, a scalar to add to the loss.
-
-        It runs over whole tables in `dense` mode, those of gate contexts and the vectors of dense
-        columns too. In the other modes, of tables it takes the rows that the last pass of `module` read,
-        each once; on more ranks, the mean over ranks of what each of them read. (Rows of lazy tables
-        get the penalty of the steps that they miss from their optimiser.)
-        """
-        terms: list[Tensor] = [_HalfSquare.apply(weight, l2) for l2, weight in self._penalties]
-        if self._row_l2 > 0:
-            terms += [rows.square().sum() * (self._row_l2 / 2) for rows in self._rows()]
-        if not terms:
-            return torch.zeros((), device=self.device)
-        return torch.stack(terms).sum()
-
-    def lr_scale(self, factor: float, floor: float) -> None:
-        """Multiply both learning rates by `factor`, but not below `floor`; one below it stays."""
-        self._set_lr({kind: max(lr * factor, min(floor, lr)) for kind, lr in self.lr.items()})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return weights, optimiser state and learning rates: nested dicts of live tensors.
+    def weights(self) -> dict[str, Any]:
+        """Return the live weights by name.
 
         In one process they are plain tensors, for `torch.save`. On more ranks tables are
         ShardedTensors, for torch.distributed.checkpoint, which loads into this very dict.
         """
-        rates = {kind: torch.tensor(lr, dtype=torch.float64) for kind, lr in self.lr.items()}
-        state: dict[str, Any] = {"model": _plain(self.network.state_dict()), "lr": rates}
-        if self._tables is not None:
-            state[self.network.embeddings.mode] = _plain(self._tables.state_dict()["state"])
-        if self._adam is not None:
-            state["adam"] = {
-                name: self._adam.state[weight]
-                for name, weight in self.network.named_parameters()
-                if weight in self._adam.state
-            }
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, bit by bit; RunError where it does not fit."""
-        live = self.state_dict()
-        with torch.no_grad():
-            for part in live.keys() - {"lr"}:
-                _copy(live[part], state.get(part, {}), part)
-        self._set_lr({kind: float(lr) for kind, lr in state["lr"].items()})
+        return plain(self.network.state_dict())
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        """Restore the weights alone, from the `model` part of `state_dict`; optimisers stay."""
+        """Restore what `weights` gave, bit by bit; RunError where it does not fit."""
         with torch.no_grad():
-            _copy(_plain(self.network.state_dict()), weights, "model")
-
-    def _set_lr(self, lr: dict[str, float]) -> None:
-        self.lr = lr
-        for group, kind, scale in self._groups:
-            group["lr"] = lr[kind] * scale
-        if self._tables is not None:
-            self._tables.step()  # hands the rates to fbgemm; without a pass before, no table changes
-
-    def _rows(self) -> list[Tensor]:
-        store = self.network.embeddings.store
-        return [] if store is None else store.rows
+            copy_over(self.weights(), weights, "model")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return nested dicts with the plain tensor for each ShardedTensor that is whole on this rank."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, ShardedTensor) and dist.get_world_size() == 1:
         return value.local_shards()[0].tensor.detach()
     return value
 
 
-def _copy(live: Any, saved: Any, path: str) -> None:
+def copy_over(live: Any, saved: Any, path: str) -> None:
     """Copy saved tensors over live ones, in nested dicts of the same keys."""
     remedy = "It was made for another model, table mode or schema."
     if isinstance(live, Mapping):
@@ -159,7 +57,7 @@ def _copy(live: Any, saved: Any, path: str) -> None:
             wanted = sorted(map(str, live))
             raise RunError(f"checkpoint, {path}: found {found}, expected {wanted}. {remedy}")
         for key, value in live.items():
-            _copy(value, saved[key], f"{path}.{key}")
+            copy_over(value, saved[key], f"{path}.{key}")
     elif isinstance(live, ShardedTensor):
         for mine, other in zip(live.local_shards(), saved.local_shards(), strict=True):
             mine.tensor.detach().copy_(other.tensor)
@@ -168,18 +66,3 @@ def _copy(live: Any, saved: Any, path: str) -> None:
         raise RunError(f"checkpoint, {path}: found shape {found}, expected {wanted}. {remedy}")
     else:
         live.detach().copy_(saved)
-
-
-class _HalfSquare(torch.autograd.Function):
-    """(l2 / 2) * ||W||^2 with a gradient of l2 * W: one temporary of W's size, not three."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, l2: float) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.l2 = l2
-        return torch.linalg.vector_norm(weight).square() * (l2 / 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return weight * (grad_outputs[0] * ctx.l2), None

@@ -24,6 +24,7 @@ from headwater.models._torchrec import (
     apply_optimizer_in_backward,
 )
 from headwater.models.fused_tables import FusedTables
+from headwater.models.learner import Rates
 from headwater.models.network import CTRNetwork
 
 BIG_TABLE_BYTES = 2**30
@@ -36,16 +37,17 @@ not be loaded into another sharding.
 
 
 def shard(
-    network: CTRNetwork, lr: float, l2: float, device: torch.device
+    network: CTRNetwork, device: torch.device, rates: Rates | None
 ) -> DistributedModelParallel:
     """Return the network in DistributedModelParallel, its tables sharded and given first values.
 
-    The dense part is all-reduced over ranks; on one rank it stays as it is.
+    The dense part is all-reduced over ranks; on one rank it stays as it is. Without `rates` no table
+    gets an optimiser: it takes the same kernel, with no state.
     """
     store = network.embeddings.store
-    if isinstance(store, FusedTables):
-        store.keeps_rows = l2 > 0
-        _attach_optimizer(store, lr)
+    if rates is not None and isinstance(store, FusedTables):
+        store.keeps_rows = rates.sparse_l2 > 0
+        _attach_optimizer(store, rates.sparse_lr)
     sharders: list[Any] = [_Sharder()]
     group = dist.GroupMember.WORLD
     assert group is not None

@@ -1,4 +1,4 @@
-"""Where a network's weights live and how they learn: on one device, or sharded over ranks.
+"""Where a network's weights live, and how they learn there: on one device, or sharded over ranks.
 
 `fused`: TorchRec's DistributedModelParallel at any world size. Tables learn by row-wise Adagrad inside
 the backward pass, which costs time in the distinct codes of a batch. In one process only: `lazy`, the plain
@@ -16,80 +16,52 @@ import torch.distributed as dist
 from torch import nn
 
 from headwater.feature_store.errors import JobError
-from headwater.models.embeddings import Mode
 from headwater.models.lazy_tables import LazyAdam, LazyTables
+from headwater.models.learner import Learner, Rates
 from headwater.models.network import CTRNetwork
 from headwater.models.placement import Placement
 
-__all__ = ["Placement", "place"]
+__all__ = ["Learner", "Placement", "Rates", "place", "place_learner"]
 
 
-def place(
-    network: CTRNetwork,
-    *,
-    mode: Mode,
-    sparse_lr: float,
-    sparse_l2: float,
-    dense_lr: float,
-    dense_l2: float,
-    device: torch.device,
-) -> Placement:
-    """Put a network on `device`, or shard it over the ranks of the process group.
+def place(network: CTRNetwork, device: torch.device) -> Placement:
+    """Put a network on `device`, or shard it over the ranks of the process group, to score with it.
 
-    `fused` starts a process group where there is none: torchrun's, or one of this process alone, for
-    which no port is opened. JobError for the other modes on more ranks than one.
+    It has no optimisers, which cost memory, and at first use seconds. `fused` starts a process group
+    where there is none: torchrun's, or one of this process alone, for which no port is opened. JobError
+    for the other modes on more ranks than one.
     """
-    assert network.embeddings.mode == mode, f"the network was built for {network.embeddings.mode}"
-    tables = network.embeddings.table_parameters()
-    numeric = list(network.embeddings.numeric.parameters())
-    model = list(network.model.parameters())
-    module: nn.Module = network
-    own: Any | None = None
+    return Placement(network, _on_device(network, device, None), device)
+
+
+def place_learner(network: CTRNetwork, rates: Rates, device: torch.device) -> Learner:
+    """Put a network on its devices as `place` does, with its optimisers, to train it."""
+    module: Any = _on_device(network, device, rates)
+    store = network.embeddings.store
+    tables: Any | None = None
+    if network.embeddings.mode == "fused":
+        tables = module.fused_optimizer
+    elif isinstance(store, LazyTables):
+        tables = LazyAdam(store, rates.sparse_lr, rates.sparse_l2)
+    return Learner(network, module, device, rates, tables)
+
+
+def _on_device(network: CTRNetwork, device: torch.device, rates: Rates | None) -> nn.Module:
+    """Return what is to be called, with the network's weights on its devices."""
+    mode = network.embeddings.mode
     if mode == "fused":
         _ensure_process_group(device)
         network.model.to(device)
         network.embeddings.numeric.to(device)
         from headwater.models.planning import shard  # TorchRec takes seconds
 
-        module = shard(network, sparse_lr, sparse_l2, device)
-        own = module.fused_optimizer
-        tables = []
-    elif dist.is_initialized() and dist.get_world_size() > 1:
+        return shard(network, device, rates)
+    if dist.is_initialized() and dist.get_world_size() > 1:
         raise JobError(
             f"train.sparse.mode = {mode!r} trains in one process, but {dist.get_world_size()} were "
             "started. Set train.sparse.mode = 'fused', or start one process."
         )
-    else:
-        network.to(device)
-        store = network.embeddings.store
-        if isinstance(store, LazyTables):
-            own = LazyAdam(store, sparse_lr, sparse_l2)
-            tables = []
-
-    # The vectors of dense columns are embeddings: the tables' penalty is theirs in both modes, and
-    # the tables' learning rate where Adam learns both.
-    lr = {"sparse": sparse_lr, "dense": dense_lr}
-    kind = "dense" if mode == "fused" else "sparse"
-    groups: list[dict[str, Any]] = [
-        {"params": tables + numeric, "lr": lr[kind], "kind": kind},
-        {"params": model, "lr": dense_lr, "kind": "dense"},
-    ]
-    groups = [group for group in groups if group["params"]]
-    adam = torch.optim.Adam(groups, fused=True) if groups else None
-    if adam is not None:
-        _start(adam)
-    penalties = [(sparse_l2, weight) for weight in tables + numeric if sparse_l2 > 0]
-    penalties += [(dense_l2, weight) for weight in model if dense_l2 > 0]
-    return Placement(
-        network,
-        module,
-        device=device,
-        adam=adam,
-        tables=own,
-        lr=lr,
-        penalties=penalties,
-        row_l2=sparse_l2 if mode != "dense" else 0.0,
-    )
+    return network.to(device)
 
 
 def _ensure_process_group(device: torch.device) -> None:
@@ -101,14 +73,3 @@ def _ensure_process_group(device: torch.device) -> None:
     else:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-
-
-def _start(adam: torch.optim.Adam) -> None:
-    """Make Adam's state before its first step, so that a checkpoint can be loaded into it."""
-    for group in adam.param_groups:
-        for weight in group["params"]:
-            adam.state[weight] = {
-                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }

@@ -8,6 +8,7 @@
     release = export(run)
     score(release, "new_rows.parquet", "scored.parquet")
 
+A run or a release may be given by its folder, and every folder as text or as a Path: `evaluate("runs/x/..")`.
 The commands call these same functions. Each is imported when it is first used: `headwater --help` and
 `headwater serve` load neither torch nor polars.
 """

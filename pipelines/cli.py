@@ -94,7 +94,9 @@ def build_app(tokens: Sequence[str] = ()) -> App:
 
 
 def _fail(text: str, status: int, *, as_json: bool) -> int:
-    note(f"headwater: {text}")
+    # Each line by itself says whose it is, for logs that mix those of several programs.
+    for line in text.splitlines():
+        note(f"headwater: {line}")
     if as_json:
         print(to_json({"error": text}), flush=True)
     return status

@@ -58,12 +58,10 @@ def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A
     trained = train(declared, prepare(declared))
     result = evaluate_and_report(trained)
     release = export(trained)
-    emit(
-        {**result, "release": release},
-        as_json=json,
-        text=f"{summary(result)}\nrelease  {release}\n"
-        f"serve it with: headwater serve {release.parent.parent}",
-    )
+    ending, told = _ending(trained)
+    lines = [summary(result), f"release  {release}", *told]
+    lines.append(f"serve it with: headwater serve {release.parent.parent}")
+    emit({**result, **ending, "release": release}, as_json=json, text="\n".join(lines))
 
 
 def prepare(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
@@ -99,6 +97,7 @@ def train(
     from headwater.pipelines import prepare as prepare_job
     from headwater.pipelines import train as train_job
     from headwater.pipelines.runs import open_run
+    from headwater.pipelines.training.ranks import find_ranks
     from headwater.pipelines.validate import require_sound
 
     if (job is None) == (resume is None):
@@ -107,13 +106,18 @@ def train(
         if set:
             raise JobError("train: --set cannot change a run that is resumed.")
         run = open_run(resume)
+        require_sound(run.job, resume)
         trained = train_job(run.job, prepare_job(run.job), run=run, resume=True)
     else:
         assert job is not None
         declared = _load(job, set)
         require_sound(declared, job)
         trained = train_job(declared, prepare_job(declared))
-    emit({"run": trained.path}, as_json=json, text=f"run {trained.path}")
+    if not find_ranks().is_first:
+        return  # which alone has the metrics, and of several results one is enough
+    ending, told = _ending(trained)
+    text = "\n".join([f"run {trained.path}", *told])
+    emit({"run": trained.path, **ending}, as_json=json, text=text)
 
 
 def evaluate(
@@ -304,6 +308,16 @@ def evaluate_and_report(run: Run) -> dict[str, Any]:
         "rows_per_second": metrics["rows_per_second"],
         "peak_rss_mb": metrics["peak_rss_mb"],
     }
+
+
+def _ending(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Return why training ended, for JSON, and lines of text where it should go on."""
+    from headwater.pipelines.training.plateau import unfinished
+
+    training = run.read("metrics.json")["training"]
+    told = unfinished(training)
+    ending = {"stopped": training["stopped"], "still_improving": told is not None}
+    return ending, [] if told is None else [told]
 
 
 def summary(result: dict[str, Any]) -> str:

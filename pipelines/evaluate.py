@@ -16,8 +16,9 @@ from headwater.feature_store.reader import Reader
 from headwater.feature_store.shards import ShardSet
 from headwater.models.batch import Batch
 from headwater.models.sharding import Placement
+from headwater.pipelines.arguments import list_of, refused
 from headwater.pipelines.data.loader import Loader
-from headwater.pipelines.data.prepared import Prepared, SplitName, load_prepared
+from headwater.pipelines.data.prepared import SPLITS, Prepared, SplitName, load_prepared
 from headwater.pipelines.evaluation.importance import (
     MAX_ROWS,
     concatenate,
@@ -27,20 +28,28 @@ from headwater.pipelines.evaluation.importance import (
 from headwater.pipelines.evaluation.predict import predict
 from headwater.pipelines.evaluation.scores import Scores, slice_columns
 from headwater.pipelines.evaluation.summary import summarise
-from headwater.pipelines.runs import Run
+from headwater.pipelines.runs import Run, as_run
 from headwater.pipelines.training.assemble import load_trained
 
 FORMAT_VERSION = 1
 _BLOCKS_OF_SAMPLE = 64
 
 
-def evaluate(run: Run, splits: Sequence[SplitName] = ("valid", "test")) -> dict[str, Any]:
+def evaluate(
+    run: Run | Path | str, splits: Sequence[SplitName] = ("valid", "test")
+) -> dict[str, Any]:
     """Measure a complete run and return its `metrics.json`, which this writes with `evaluation.json`.
 
-    A split that the job does not have is left out. RunError where training has not ended, where the
-    checkpoint is damaged, or where the prepared data is of another schema; ShardError where a shard
-    is corrupt; DataError where the validation rows have one class only.
+    The run may be given by its folder. A split that the job does not have is left out. RunError where
+    training has not ended, where the checkpoint is damaged, or where the prepared data is of another
+    schema; ShardError where a shard is corrupt; DataError where the validation rows have one class only.
     """
+    run = as_run(run, "evaluate: run")
+    expected = "a list of 'train', 'valid' and 'test'"
+    splits = list_of(splits, "evaluate: splits", expected)
+    for split in splits:
+        if split not in SPLITS:
+            raise refused(split, "evaluate: splits", expected)
     metrics = run.read("metrics.json")
     prepared = load_prepared(Path(metrics["prepared"]))
     device = _device(run)

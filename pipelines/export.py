@@ -26,6 +26,7 @@ from headwater.feature_store.reader import Reader
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
+from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
 from headwater.pipelines.data.expressions import reads
 from headwater.pipelines.data.loader import Loader
@@ -43,7 +44,7 @@ from headwater.pipelines.release.graph import (
 from headwater.pipelines.release.int8 import measured_int8
 from headwater.pipelines.release.parity import check, encoded_batch, torch_scores
 from headwater.pipelines.release.writer import publish
-from headwater.pipelines.runs import Run
+from headwater.pipelines.runs import Run, as_run
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.training.assemble import load_trained
 from headwater.pipelines.validate import context_problems
@@ -59,11 +60,20 @@ from headwater.serving.manifest import (
 from headwater.serving.scorer import Scorer, open_session
 
 
-def export(run: Run, releases: Path = Path("releases"), *, settings: Export | None = None) -> Path:
+def export(
+    run: Run | Path | str,
+    releases: Path | str = Path("releases"),
+    *,
+    settings: Export | None = None,
+) -> Path:
     """Write the best checkpoint of a complete run as the next version, and return its folder.
 
     Parameters
     ----------
+    run
+        Run, or its folder.
+    releases
+        Folder of all releases.
     settings
         The `[export]` section to go by; that of the run's own job when absent.
 
@@ -71,6 +81,10 @@ def export(run: Run, releases: Path = Path("releases"), *, settings: Export | No
     costs more AUC than `export.max_auc_cost`; OutputError where the release cannot be written. Then
     nothing is left of it.
     """
+    run = as_run(run, "export: run")
+    releases = path_of(releases, "export: releases")
+    if settings is not None:
+        checked(settings, Export, "export: settings", "an Export section, as job.export")
     metrics = run.read("metrics.json")
     prepared = load_prepared(Path(metrics["prepared"]))
     placement = load_trained(run, prepared.schema, torch.device("cpu"))

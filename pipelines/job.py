@@ -7,7 +7,6 @@ defaults, then the file, then `--set key=value`.
 from __future__ import annotations
 
 import codecs
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,9 @@ from pydantic import (
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
+from headwater.pipelines.arguments import checked, list_of, path_of
+from headwater.pipelines.job_errors import explain
+from headwater.pipelines.job_splits import Split
 
 if TYPE_CHECKING:
     from headwater.models.base import CTRModel, ModelConfig
@@ -106,66 +108,6 @@ class Join(Config):
     """`left` keeps rows without a match, with nulls; `inner` drops them."""
     columns: list[str] | None = None
     """Columns to take from the side table; all when absent."""
-
-
-class Shares(Config):
-    """Shares of the rows that are held out; the rest is for training."""
-
-    valid: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the rows for validation."""
-    test: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the rows for test."""
-
-    @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Self:
-        if self.valid + self.test >= 1:
-            raise ValueError(f"valid {self.valid} and test {self.test} leave no rows for training")
-        return self
-
-
-class TimeSplit(Shares):
-    """The newest rows are held out: the last `test` share for test, the `valid` share before it."""
-
-    by: Literal["time"] = "time"
-    column: str
-    """Column that orders the rows."""
-
-
-class RatioSplit(Shares):
-    """Rows are held out at random: the same rows for the same seed and data."""
-
-    by: Literal["ratio"] = "ratio"
-    seed: int = 0
-    """Seed of the assignment."""
-
-
-class LeaveOneOutSplit(Config):
-    """Each user's newest row is for test, the one before it for validation."""
-
-    by: Literal["leave-one-out"] = "leave-one-out"
-    user: str
-    """Column of the user."""
-    time: str
-    """Column that orders a user's rows."""
-
-
-class ColumnSplit(Config):
-    """A column of the data says where a row belongs, by the values given here."""
-
-    by: Literal["column"] = "column"
-    column: str
-    """Column that holds the name of the split."""
-    train: str = "train"
-    """Its value for training rows."""
-    valid: str = "valid"
-    """Its value for validation rows."""
-    test: str = "test"
-    """Its value for test rows."""
-
-
-Split = Annotated[
-    TimeSplit | RatioSplit | LeaveOneOutSplit | ColumnSplit, Field(discriminator="by")
-]
 
 
 class Data(Config):
@@ -301,7 +243,7 @@ class Train(Config):
     """The training loop."""
 
     batch_size: int = Field(default=4096, gt=0)
-    """Examples in a step, over all ranks."""
+    """Examples in a step, over all ranks; with batch normalisation at least two for each rank."""
     epochs: int = Field(default=100, gt=0)
     """Passes over the training data at most."""
     sparse: SparseOptimizer = SparseOptimizer()
@@ -360,7 +302,7 @@ class Job(Config):
     """A declared job: one file, from raw logs to a release."""
 
     name: FolderName
-    """Name of the job; folders of runs, prepared data and releases carry it."""
+    """Name of the job; folders of runs and releases carry it."""
     data: Data
     """Where the rows are."""
     features: Features
@@ -378,7 +320,12 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
 
     Relative paths inside the job are read from the current folder, as a shell would.
     """
-    path = Path(path)
+    path = path_of(path, "load_job: path")
+    expected = "a list of settings, as ['train.seed=7']"
+    settings = [
+        checked(each, str, "load_job: overrides", expected)
+        for each in list_of(overrides, "load_job: overrides", expected)
+    ]
     try:
         # Some editors put a byte-order mark before UTF-8.
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -388,9 +335,14 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
         raise JobError(f"{path}: cannot be read as text: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}.") from error
-    for override in overrides:
-        _apply(values, override, "--set")
-    return parse_job(values, source=f"{path} with --set" if overrides else str(path))
+    for setting in settings:
+        _apply(values, setting, "--set")
+    return parse_job(values, source=f"{path} with --set" if settings else str(path))
+
+
+def require_job(job: object, argument: str) -> Job:
+    """Return `job`; InputError where it is none, as the path of one."""
+    return checked(job, Job, argument, "a Job, as load_job returns it")
 
 
 def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
@@ -438,35 +390,6 @@ def dump_job(job: Job) -> str:
     return tomli_w.dumps(job.model_dump(mode="json", exclude_none=True))
 
 
-def explain(
-    error: ValidationError,
-    config: type[BaseModel],
-    values: Mapping[str, Any] | None = None,
-    section: str = "",
-) -> Iterator[str]:
-    """Yield a line an error: its path, what was found, and the nearest known key for an unknown one.
-
-    `values` is what was read: a path then holds only keys of the file, and the names of columns.
-    `section` is where in the file `config` lies.
-    """
-    for item in error.errors(include_url=False):
-        loc = item["loc"]
-        path = ".".join(map(str, loc)) if values is None else _path(loc, values, item["type"])
-        path = ".".join(part for part in (section, path) if part)
-        if item["type"] == "extra_forbidden":
-            key = str(loc[-1])
-            # A key that is known elsewhere is no help here.
-            near = difflib.get_close_matches(key, _known_keys(config) - {key}, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            yield f"{path}: unknown key.{hint}"
-        elif item["type"] == "missing":
-            yield f"{path}: required, but absent."
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            found = "" if isinstance(item["input"], dict | list) else f", found {item['input']!r}"
-            yield f"{path}: {message}{found}." if path else f"{message}{found}."
-
-
 def _model_problems(section: object) -> Iterator[str]:
     """Yield what the model's own class refuses, so that a wrong job is told whole."""
     if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
@@ -478,21 +401,6 @@ def _model_problems(section: object) -> Iterator[str]:
         yield from str(error).splitlines()
 
 
-def _path(loc: Sequence[int | str], values: object, kind: str) -> str:
-    """Return pydantic's location as the file has it: without the names of chosen alternatives."""
-    path = ""
-    for position, part in enumerate(loc):
-        last_is_absent = kind == "missing" and position == len(loc) - 1
-        if isinstance(part, int) and isinstance(values, list) and part < len(values):
-            values = values[part]
-            name = values.get("name") if isinstance(values, dict) else None
-            path += f"[{part}]" + (f" ({name})" if name else "")
-        elif isinstance(values, Mapping) and (part in values or last_is_absent):
-            values = values.get(part)
-            path += f".{part}"
-    return path.removeprefix(".")
-
-
 def _join_root(root: str, paths: Any) -> Any:
     """Return paths with relative ones under `root`; what is no path is left for pydantic to refuse."""
     if isinstance(paths, list):
@@ -500,13 +408,6 @@ def _join_root(root: str, paths: Any) -> Any:
     if not isinstance(paths, str) or paths.startswith("/") or "://" in paths:
         return paths
     return f"{root}/{paths}"
-
-
-def _known_keys(config: type[BaseModel]) -> set[str]:
-    """Return every key that the JSON Schema of `config` knows, at any depth."""
-    schema = config.model_json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return {key for part in parts for key in part.get("properties", {})}
 
 
 def _apply(values: dict[str, Any], override: str, flag: str) -> None:

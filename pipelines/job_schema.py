@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from headwater.models.registry import MODELS, load_model
 from headwater.pipelines.job import (
-    ColumnSplit,
     CsvFormat,
     Data,
     DenseOptimizer,
@@ -25,13 +24,11 @@ from headwater.pipelines.job import (
     Features,
     Job,
     Join,
-    LeaveOneOutSplit,
     ModelSection,
-    RatioSplit,
     SparseOptimizer,
-    TimeSplit,
     Train,
 )
+from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, RatioSplit, TimeSplit
 
 SCHEMA_NAME = "job.schema.json"
 PAGE_NAME = "job.md"
@@ -67,7 +64,7 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ('`data.split` with `by = "leave-one-out"`', "data.split", LeaveOneOutSplit),
     ('`data.split` with `by = "column"`', "data.split", ColumnSplit),
     ("`data.csv`", "data.csv", CsvFormat),
-    ("`[[data.join]]`", "data.join", Join),
+    ("`[[data.join]]`", "data.join[i]", Join),
     ("`[features]`", "features", Features),
     ("`[model]`", "model", ModelSection),
     ("`[train]`", "train", Train),

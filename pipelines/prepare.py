@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import Schema, write_schema
+from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import note
 from headwater.pipelines.data.encoding import encode_splits
 from headwater.pipelines.data.files import find_files, fingerprint
@@ -41,7 +42,7 @@ from headwater.pipelines.data.prepared import (
 )
 from headwater.pipelines.data.splits import Conditions, is_one_of, uniform
 from headwater.pipelines.data.staging import Part, Source, Staged, conditions, stage
-from headwater.pipelines.job import Job
+from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.output import publish
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
@@ -49,16 +50,19 @@ __all__ = ["Prepared", "load_prepared", "prepare"]
 SAMPLE_ROWS = 4096
 
 
-def prepare(job: Job, root: Path = Path("prepared")) -> Prepared:
+def prepare(job: Job, root: Path | str = Path("prepared")) -> Prepared:
     """Return the prepared data of a job, made now or, where data, features and inputs are equal, before.
 
-    It lies in `root/<name>/<key>`. Input files count as equal by path, size and SHA-256, of files over 16 MiB
-    by path, size and time of change. The folder appears when it is complete. Raises JobError, DataError or
-    FeatureError for what is wrong with job or data, OutputError where the disk is full.
+    It lies in `root/<key>`, for all jobs that agree in these, whatever their names. Input files count as
+    equal by path, size and SHA-256, of files over 16 MiB by path, size and time of change. The folder
+    appears when it is complete. Raises JobError, DataError or FeatureError for what is wrong with job or
+    data, OutputError where the disk is full.
     """
+    job = require_job(job, "prepare: job")
+    root = path_of(root, "prepare: root")
     created = _created(job)
     key = hashlib.sha256(json.dumps(created, sort_keys=True).encode()).hexdigest()[:16]
-    path = root / job.name / key
+    path = root / key
     if path.exists():
         prepared = load_prepared(path)
         note(f"prepared data is there: {path}")

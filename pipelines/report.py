@@ -15,6 +15,8 @@ from headwater.feature_store.errors import RunError
 from headwater.pipelines.data.prepared import time_text
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import count, duration, megabytes, number, render
+from headwater.pipelines.runs import Run, run_folder
+from headwater.pipelines.training.plateau import unfinished
 
 EVALUATION_NAME = "evaluation.json"
 REPORT_NAME = "report.html"
@@ -33,12 +35,12 @@ METRICS = {
 _SLICE_ROWS = 24
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Run | Path | str) -> Path:
     """Write `report.html` into a run that was evaluated, and return its path.
 
     Raises RunError where the run has no readable `evaluation.json` or `job.toml`.
     """
-    run_dir = Path(run_dir)
+    run_dir = run_folder(run_dir, "write_report: run_dir")
     evaluation, job = read_evaluation(run_dir)
     splits = evaluation["splits"]
     last = "test" if "test" in splits else "valid"
@@ -61,6 +63,7 @@ def write_report(run_dir: Path) -> Path:
         "slice_split": last,
         "slices": _slices(splits[last]["slices"]),
         "job": job,
+        "unfinished": unfinished(evaluation["training"]),
         "plots": {
             "learning": plots.learning_curves(
                 evaluation["history"], evaluation["training"]["best_epoch"]
@@ -141,6 +144,8 @@ def _facts(evaluation: Mapping[str, Any], job: Mapping[str, Any]) -> list[tuple[
         "plateau": "no further improvement",
         "epochs": "all epochs done",
     }.get(training["stopped"], training["stopped"])
+    if training.get("still_improving"):
+        stopped = f"{stopped}, still improving"
     epochs = (
         f"{training['epochs']} ({count(training['steps'])} steps), best {training['best_epoch']} "
         f"by {training['monitor']} {number(training['best'])}; stopped: {stopped}"
@@ -174,8 +179,13 @@ def _split_text(split: Mapping[str, Any] | None) -> str:
     if split is None:
         return "files of their own"
     told = ((key, value) for key, value in split.items() if key != "by" and key != value)
-    settings = ", ".join(f"{key} {value}" for key, value in told)
+    settings = "; ".join(f"{key} {_values_text(value)}" for key, value in told)
     return f"by {split['by']} ({settings})"
+
+
+def _values_text(value: Any) -> str:
+    """Return a setting, or the values of a list; none where it is empty."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
 def _metric_rows(splits: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

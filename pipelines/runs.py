@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.feature_store.errors import OutputError, RunError
+from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import to_json
 from headwater.pipelines.job import Job, dump_job, load_job
 from headwater.pipelines.output import locked, write_whole, writing
@@ -133,6 +134,18 @@ def open_run(path: Path | str) -> Run:
             "Expected a folder such as runs/<job name>/<time>."
         )
     return Run(path, load_job(path / "job.toml"))
+
+
+def run_folder(run: Run | Path | str, argument: str) -> Path:
+    """Return the folder of a run; InputError where `argument` holds neither a run nor a path."""
+    if isinstance(run, Run):
+        return run.path
+    return path_of(run, argument, "a run: a Run, or its folder as text or Path")
+
+
+def as_run(run: Run | Path | str, argument: str) -> Run:
+    """Return a run as it is, or the one in a folder; RunError where the folder is not a run's."""
+    return run if isinstance(run, Run) else open_run(run_folder(run, argument))
 
 
 def newest_run(name: str, root: Path = RUNS) -> Run:

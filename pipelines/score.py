@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from headwater.feature_store.errors import DataError, ReleaseError
 from headwater.feature_store.normalise import normal_form, values_of
 from headwater.feature_store.schema import Dtype, RawColumn
+from headwater.pipelines.arguments import checked, path_of, refused
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data import expressions
 from headwater.pipelines.data.columns import normal
@@ -37,9 +38,9 @@ BATCH_ROWS = 65_536
 
 
 def score(
-    release: Path,
+    release: Path | str,
     source: str | Path,
-    out: Path,
+    out: Path | str,
     *,
     csv: Mapping[str, Any] | None = None,
     batch_rows: int = BATCH_ROWS,
@@ -61,6 +62,11 @@ def score(
     batch_rows
         Rows in memory at a time.
     """
+    release = path_of(release, "score: release", "a release's folder, as text or Path")
+    path_of(source, "score: source", "a path, glob or URL, as text or Path")
+    out = path_of(out, "score: out")
+    if checked(batch_rows, int, "score: batch_rows", "a number of rows") < 1:
+        raise refused(batch_rows, "score: batch_rows", "at least 1")
     start_s = time.perf_counter()
     scorer = load_release(release_folder(release))
     manifest = scorer.manifest

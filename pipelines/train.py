@@ -11,18 +11,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import DataError, RunError
+from headwater.models.network import least_rows
+from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
-from headwater.pipelines.job import Job
-from headwater.pipelines.runs import RUNS, Run, create_run
-from headwater.pipelines.training.assemble import assemble, check_precision, choose_device, resolve
+from headwater.pipelines.data.prepared import Prepared, SplitName
+from headwater.pipelines.job import Job, require_job
+from headwater.pipelines.runs import RUNS, Run, as_run, create_run
+from headwater.pipelines.training.assemble import assemble, resolve
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
 from headwater.pipelines.training.ranks import find_ranks, shared, start_ranks
+from headwater.pipelines.training.settings import check_settings
 
 if TYPE_CHECKING:
     from headwater.feature_store.shards import ShardSet
-    from headwater.pipelines.data.prepared import Prepared, SplitName
 
 
 @flush_denormals()
@@ -30,32 +33,36 @@ def train(
     job: Job,
     prepared: Prepared,
     *,
-    run: Run | None = None,
+    run: Run | Path | str | None = None,
     resume: bool = False,
-    runs: Path = RUNS,
+    runs: Path | str = RUNS,
 ) -> Run:
     """Train a job's model on its prepared data and return the complete run.
 
     Parameters
     ----------
     run
-        Folder to train in; a new one in `runs` when absent.
+        Run to train, or its folder; a new one in `runs` when absent.
     resume
         Go on from the latest checkpoint of `run`, or from the start where it has none yet.
     runs
         Folder of all runs.
 
-    Raises JobError for a setting that the machine or the data cannot meet, DataError where validation
-    rows have one class only, RunError where `run` does not fit or another process trains it, TrainingError
-    on a non-finite loss, OutputError on a full disk.
+    Raises JobError for a setting that cannot train here, DataError where training rows are too few for a
+    step or validation rows have one class only, RunError where `run` does not fit or another process
+    trains it, TrainingError on a non-finite loss, OutputError on a full disk.
     """
+    job = require_job(job, "train: job")
+    prepared = checked(
+        prepared, Prepared, "train: prepared", "Prepared, as prepare(job) returns it"
+    )
+    runs = path_of(runs, "train: runs")
+    run = None if run is None else as_run(run, "train: run")
     ranks = find_ranks()
-    device = choose_device(job, ranks)
-    check_precision(job, device)
-    if job.train.monitor == "gauc" and not (job.features.group or job.features.user):
-        raise JobError("train.monitor: 'gauc' needs features.group or features.user.")
+    device = check_settings(job, ranks)
     if resume:
-        assert run is not None, "a run to resume must be given"
+        if run is None:
+            raise RunError("train: resume: give the run to go on with, as `run`.")
         if run.is_complete:
             note(f"{run.path}: training is complete, nothing is left to do")
             return run
@@ -64,6 +71,12 @@ def train(
     data: dict[SplitName, ShardSet] = {
         split: prepared.dataset(split, verify=ranks.local_rank == 0) for split in ("train", "valid")
     }
+    least = ranks.world_size * least_rows(placement.network.model)
+    if (found := len(data["train"])) < least:
+        raise DataError(
+            f"{prepared.path / 'train'}: found {found} {'row' if found == 1 else 'rows'}, expected at least "
+            f"{least}, without which there is no step of training. Give more training rows."
+        )
     # Only now: what could be refused has been looked at, and a refusal leaves no empty run.
     if run is None:
         ranks.barrier()

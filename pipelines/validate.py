@@ -40,10 +40,7 @@ def validate(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # no
     from headwater.pipelines.job import load_job
 
     result = check_job(load_job(job, set or ()))
-    if result.problems:
-        count = len(result.problems)
-        heading = f"{job}: {count} problem{'s' if count > 1 else ''}:"
-        raise JobError("\n".join([heading, *(f"- {problem}" for problem in result.problems)]))
+    result.require_none(job)
     emit(result.as_dict(job), as_json=json, text=result.text(job))
 
 
@@ -66,6 +63,11 @@ class Validation:
         except InputError as error:
             self.problems += [line for line in str(error).splitlines() if line not in self.problems]
             return None
+
+    def require_none(self, source: object) -> None:
+        """Raise JobError where there are problems, a line for each; `source` names the job."""
+        if self.problems:
+            raise JobError("\n".join(f"{source}: {problem}" for problem in self.problems))
 
     def as_dict(self, job: Path) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -95,6 +97,7 @@ def check_job(job: Job) -> Validation:
     """Return what is wrong with a job and its data, or else what the model and the release will see."""
     result = Validation()
     _check_model(job, result)
+    _check_training(job, result)
     _check_columns(job, result)
     _check_context(job, result)
     if not result.problems:
@@ -110,20 +113,21 @@ def check_job(job: Job) -> Validation:
 
 
 def require_sound(job: Job, source: object = "job") -> None:
-    """Raise JobError for what is wrong with `[model]` and `[export]`, which need no data to be judged.
+    """Raise JobError for what is wrong with `[model]`, `[train]` and `[export]`: no data is needed to tell.
 
     Preparing and training may take hours; whoever begins them asks this first. `source` names the job.
     """
     result = Validation()
     _check_model(job, result)
+    _check_training(job, result)
     _check_context(job, result)
-    if result.problems:
-        raise JobError("\n".join(f"{source}: {problem}" for problem in result.problems))
+    result.require_none(source)
 
 
 def _check_model(job: Job, result: Validation) -> None:
     """Check the model's settings, and that it asks for features that there are."""
     from headwater.pipelines.job import read_model
+    from headwater.pipelines.training.settings import how_tables_learn
 
     try:
         model_class, config = read_model(job.model.type, job.model.settings())
@@ -133,7 +137,7 @@ def _check_model(job: Job, result: Validation) -> None:
     result.model = {"type": job.model.type, **config.model_dump(mode="json")}
     # fbgemm's rule; asking it would take seconds, for TorchRec to be imported.
     dim = config.embedding_dim
-    if job.train.sparse.mode == "fused" and dim > 1 and dim % 4:
+    if how_tables_learn(job)[0] == "fused" and dim > 1 and dim % 4:
         result.problems.append(
             f"model.embedding_dim: {dim} is not a multiple of 4, as fused tables need. "
             f"Set {dim + 4 - dim % 4}, or train.sparse.mode = 'lazy'."
@@ -146,6 +150,14 @@ def _check_model(job: Job, result: Validation) -> None:
                 result.problems.append(
                     f"model.{key}: {name!r} is not a feature.{_near(name, names)}"
                 )
+
+
+def _check_training(job: Job, result: Validation) -> None:
+    """Check that the settings can train on this machine."""
+    from headwater.pipelines.training.ranks import find_ranks
+    from headwater.pipelines.training.settings import check_settings
+
+    result.attempt(lambda: check_settings(job, find_ranks()))
 
 
 def _check_columns(job: Job, result: Validation) -> None:

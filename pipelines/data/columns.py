@@ -34,8 +34,9 @@ from headwater.pipelines.data.names import (
     raw_rows,
     staged_name,
 )
-from headwater.pipelines.data.prepared import SPLITS
-from headwater.pipelines.job import ColumnSplit, Features, LeaveOneOutSplit, Split, TimeSplit
+from headwater.pipelines.data.split_values import known_values, part_of
+from headwater.pipelines.job import Features
+from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, Split, TimeSplit
 
 Types = Mapping[str, pl.DataType]
 
@@ -86,7 +87,7 @@ def staged_columns(
     if isinstance(rule, LeaveOneOutSplit):
         staged.append(_key(SPLIT_USER, rule.user, types))
     if isinstance(rule, ColumnSplit):
-        staged.append(_split_name(rule))
+        staged.append(_split_name(rule, types))
     return staged
 
 
@@ -221,9 +222,16 @@ def _read_time(staged: str, name: str, dtype: pl.DataType) -> StagedColumn:
     return StagedColumn(staged, name, value, refusals, parses_text=True)
 
 
-def _split_name(rule: ColumnSplit) -> StagedColumn:
-    key = named(rule.column).cast(pl.String)
-    known = [getattr(rule, split) for split in SPLITS]
-    wrong = (~key.is_in(known)).fill_null(value=True)
-    refusal = Refusal(wrong, lambda value: f"found {value}, data.split knows {', '.join(known)}.")
+def _split_name(rule: ColumnSplit, types: Types) -> StagedColumn:
+    """Return the number of each row's part; refuses a value that is in none."""
+    key = part_of(rule, types[rule.column])
+
+    def message(value: str) -> str:
+        found = "no value" if value == "None" else value
+        return (
+            f"found {found}, data.split knows {known_values(rule)}. Put the value into one of them, or "
+            f"filter the row."
+        )
+
+    refusal = Refusal(key.is_null(), message)
     return StagedColumn(SPLIT_KEY, rule.column, key, refusals=(refusal,))

@@ -1,6 +1,6 @@
 """Prepared data: encoded shards of each split, the schema that encoded them, and what is known of the rows.
 
-prepared/<name>/<key>/
+prepared/<key>/
     prepared.json       what made it, and the SHA-256 of every file below but the shards
     schema.json         the fitted features
     statistics.json     rows, label rate, missing and unknown values

@@ -10,7 +10,7 @@ rows and their order only, never on how they are cut into fragments. What each r
 - leave-one-out: of each user with three rows or more the newest is for test, the one before it for
   validation; of equal times the later row is newer. All rows of users with fewer, and all rows without a
   user, are for training.
-- column: the text of a column's value decides; a row with any other value is refused.
+- column: a column's value decides, by `split_values`; a row whose value is in no part is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import INT64_MIN
 from headwater.pipelines.data.names import ROW, SPLIT_KEY, SPLIT_USER
 from headwater.pipelines.data.prepared import SPLITS, SplitName
-from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
+from headwater.pipelines.job_splits import (
+    ColumnSplit,
+    LeaveOneOutSplit,
+    RatioSplit,
+    Split,
+    TimeSplit,
+)
 
 Conditions = Mapping[SplitName, pl.Expr]
 
@@ -59,7 +65,7 @@ def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
             return _leave_one_out(fragments)
         case ColumnSplit():
             key = pl.col(SPLIT_KEY)
-            return {name: key == getattr(split, name) for name in SPLITS}
+            return {name: key == i for i, name in enumerate(SPLITS) if getattr(split, name)}
 
 
 def uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

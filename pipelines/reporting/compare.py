@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from headwater.feature_store.errors import RunError
+from headwater.pipelines.arguments import list_of, path_of
 from headwater.pipelines.report import METRICS, read_evaluation
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import ABSENT, number, render
+from headwater.pipelines.runs import Run, run_folder
 
 COMPARISON_NAME = "comparison.html"
 _FALLING = ("logloss", "ne", "ece")
@@ -48,12 +50,17 @@ class Comparison:
         return "\n".join(_align(lines))
 
 
-def compare_runs(runs: Sequence[Path], out: Path | None = None) -> Comparison:
+def compare_runs(runs: Iterable[Run | Path | str], out: Path | str | None = None) -> Comparison:
     """Compare runs that were evaluated: metrics, learning curves, and the settings that differ.
 
     The page is written to `out`, or to `comparison.html` beside the first run.
     """
-    paths = [Path(run) for run in runs]
+    given = list_of(runs, "compare_runs: runs", "a list of runs, or of their folders")
+    paths = [run_folder(run, "compare_runs: runs") for run in given]
+    if not paths:
+        raise RunError("compare_runs: runs: found none, expected at least one run.")
+    if out is not None:
+        out = path_of(out, "compare_runs: out")
     names = _short_names(paths)
     read = [read_evaluation(path) for path in paths]
     rows = [_comparison_row(name, parts[0]) for name, parts in zip(names, read, strict=True)]

@@ -1,7 +1,4 @@
-"""From a job to a network on its device: the model, its tables, its optimisers, and trained weights.
-
-`train` starts here, and so does everything that uses what was trained.
-"""
+"""From a job to a network on its device: with its optimisers to train it, with trained weights to use it."""
 
 from __future__ import annotations
 
@@ -13,56 +10,15 @@ import torch.distributed as dist
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from headwater.feature_store.errors import JobError, RunError
+from headwater.feature_store.errors import RunError
 from headwater.feature_store.schema import Schema
-from headwater.models.embeddings import Mode
-from headwater.models.network import build_network
-from headwater.models.sharding import Placement, place
+from headwater.models.network import CTRNetwork, build_network
+from headwater.models.sharding import Learner, Placement, Rates, place, place_learner
 from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.runs import Run
 from headwater.pipelines.training.checkpoint import Checkpoints
-from headwater.pipelines.training.ranks import Ranks, find_ranks
-
-
-def choose_device(job: Job, ranks: Ranks) -> torch.device:
-    """Return the device of this rank; JobError where the machine does not have what the job names."""
-    wanted = job.train.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise JobError(
-            f"train.device: unknown device {wanted!r}. Expected auto, cpu, cuda or cuda:N."
-        ) from None
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise JobError(f"train.device: {wanted!r} is not supported. Expected auto, cpu or cuda.")
-    found = torch.cuda.device_count()
-    index = ranks.local_rank if ":" not in wanted else device.index
-    if index >= found:
-        raise JobError(
-            f"train.device: {wanted!r} needs CUDA device {index}, found {found}. "
-            "Set train.device = 'cpu', or see `headwater doctor`."
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def check_precision(job: Job, device: torch.device) -> None:
-    """Raise JobError for bfloat16 on a CPU that would have to emulate it, about ten times slower."""
-    if job.train.precision != "bfloat16" or device.type == "cuda":
-        return
-    # torch has no public name for these.
-    if not (
-        torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
-        or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
-    ):
-        raise JobError(
-            "train.precision: bfloat16 on this CPU would be emulated (it has neither avx512_bf16 "
-            "nor amx). Set train.precision = 'float32', or train on a GPU."
-        )
+from headwater.pipelines.training.ranks import Ranks
+from headwater.pipelines.training.settings import how_tables_learn
 
 
 def resolve(job: Job) -> Job:
@@ -72,7 +28,7 @@ def resolve(job: Job) -> Job:
     """
     _, config = read_model(job.model.type, job.model.settings())
     section = {"type": job.model.type, **config.model_dump(mode="json")}
-    mode, lr = _how_tables_learn(job)
+    mode, lr = how_tables_learn(job)
     sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
     return job.model_copy(
         update={
@@ -82,33 +38,24 @@ def resolve(job: Job) -> Job:
     )
 
 
-def _how_tables_learn(job: Job) -> tuple[Mode, float]:
-    sparse = job.train.sparse
-    mode = sparse.mode
-    if mode == "auto":
-        mode = "lazy" if find_ranks().world_size == 1 else "fused"
-    return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
-
-
-def assemble(job: Job, schema: Schema, device: torch.device) -> Placement:
+def assemble(job: Job, schema: Schema, device: torch.device) -> Learner:
     """Return the untrained network of a job on `device`; JobError for a wrong `[model]` setting."""
-    model_class, config = read_model(job.model.type, job.model.settings())
+    _, lr = how_tables_learn(job)
     train = job.train
-    mode, lr = _how_tables_learn(job)
-    network = build_network(schema, model_class, config, mode, train.seed)
-    return place(
-        network,
-        mode=mode,
-        sparse_lr=lr,
-        sparse_l2=train.sparse.l2,
-        dense_lr=train.dense.lr,
-        dense_l2=train.dense.l2,
-        device=device,
+    rates = Rates(
+        sparse_lr=lr, sparse_l2=train.sparse.l2, dense_lr=train.dense.lr, dense_l2=train.dense.l2
     )
+    return place_learner(_network(job, schema), rates, device)
+
+
+def _network(job: Job, schema: Schema) -> CTRNetwork:
+    model_class, config = read_model(job.model.type, job.model.settings())
+    mode, _ = how_tables_learn(job)
+    return build_network(schema, model_class, config, mode, job.train.seed)
 
 
 def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
-    """Return the network of a run with the weights of its best epoch, in evaluation mode.
+    """Return the network of a run with the weights of its best epoch, in evaluation mode, to score with.
 
     One process suffices, whatever the number that trained. RunError where there is no checkpoint, or
     where it was trained with another schema.
@@ -119,20 +66,19 @@ def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
             f"{run.checkpoint}: no checkpoint yet. Train first, or go on with "
             f"`headwater train --resume {run.path}`."
         )
-    placement = assemble(run.job, schema, device)
     network = parts["network"]
     if network["schema_hash"] != schema.hash:
         raise RunError(
             f"{run.path}: trained with schema {network['schema_hash'][:12]}, but the prepared data "
             f"has {schema.hash[:12]}: the data or [features] changed since. Train again."
         )
-    live = placement.state_dict()["model"]
-    placement.load_weights(_shards(network["weights"], live))
+    placement = place(_network(run.job, schema), device)
+    placement.load_weights(_shards(network["weights"], placement.weights()))
     placement.module.eval()
     return placement
 
 
-def whole_state(placement: Placement, ranks: Ranks) -> dict[str, Any]:
+def whole_state(placement: Learner, ranks: Ranks) -> dict[str, Any]:
     """Return the state with every sharded tensor whole, on rank 0; every rank must call it.
 
     So a checkpoint does not depend on how tables were sharded. Rank 0 needs room for whole tables.
@@ -158,7 +104,7 @@ def whole_state(placement: Placement, ranks: Ranks) -> dict[str, Any]:
     return whole
 
 
-def restore(placement: Placement, state: Mapping[str, Any], ranks: Ranks) -> None:
+def restore(placement: Learner, state: Mapping[str, Any], ranks: Ranks) -> None:
     """Put what `whole_state` gave into the network, each rank taking its shards of it."""
     live = placement.state_dict()
     if ranks.world_size > 1 and "fused" in live:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwater.feature_store.errors import DataError, RunError
 from headwater.feature_store.reader import Reader
 from headwater.models.batch import Batch
 from headwater.models.layout import derive_seed
-from headwater.models.network import count_parameters
-from headwater.models.sharding import Placement
+from headwater.models.network import count_parameters, least_rows
+from headwater.models.sharding import Learner
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.data.loader import Loader
 from headwater.pipelines.evaluation.predict import predict
@@ -77,7 +77,7 @@ class Loop:
         prepared: Prepared,
         data: Mapping[SplitName, ShardSet],
         run: Run,
-        placement: Placement,
+        placement: Learner,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
@@ -90,7 +90,7 @@ class Loop:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.pending: tuple[Tensor, Batch, int] | None = None
         model = placement.network.model
-        self.has_batch_norm = any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+        self.least_rows = ranks.world_size * least_rows(model)
         if self.settings.compile:
             model.compile()
         if device.type == "cpu":
@@ -141,14 +141,12 @@ class Loop:
                     started_s = time.perf_counter()
             self._settle()
         self.at.seconds += time.perf_counter() - started_s
-        if self.at.rows == 0:
-            raise DataError("train: too few rows for a batch. Expected at least two.")
 
     def _step(self, batch: Batch) -> None:
         # The same on every rank, unlike the size of its own part of the batch.
         begin = self.at.batch * self.settings.batch_size
         rows = min(self.settings.batch_size, len(self.data["train"]) - begin)
-        if rows < self.ranks.world_size * (2 if self.has_batch_norm else 1):
+        if rows < self.least_rows:
             # One row of a rank has no variance to normalise by; another epoch has it elsewhere.
             self._log("batch too small, skipped", step=self.at.step, epoch=self.at.epoch, rows=rows)
             return
@@ -198,7 +196,7 @@ class Loop:
         }
         self._log("epoch ended", **record)
         if self.ranks.is_first:
-            note(_line(record))
+            note(_line(record, is_last=self.at.epoch == self.settings.epochs))
         done = self.at
         self.at = _Position(
             epoch=done.epoch + 1,
@@ -244,6 +242,7 @@ class Loop:
             "best_epoch": best,
             "steps": at.step,
             "stopped": "plateau" if self.plateau.stopped else "epochs",
+            "still_improving": best == len(at.history),
             "monitor": self.settings.monitor,
             "best": self.plateau.best,
             "seconds": at.total_seconds,
@@ -388,14 +387,16 @@ class Loop:
             self.run.log(event, **fields)
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    """Return an epoch's record as one line."""
+def _line(record: Mapping[str, Any], *, is_last: bool) -> str:
+    """Return an epoch's record as one line; the last that `epochs` allows may still be an improvement."""
     valid = ", ".join(
         f"{name} {record['valid'][name]:.5f}"
         for name in ("auc", "gauc", "logloss")
         if record["valid"].get(name) is not None
     )
     better = ", best so far" if record["improved"] else ""
+    if better and is_last:
+        better += ", still improving as train.epochs ends it"
     return (
         f"epoch {record['epoch']}: train loss {record['train_loss']:.5f}, valid {valid}, "
         f"{record['rows_per_second']:,.0f} rows/s{better}"

@@ -21,6 +21,20 @@ def monitored(metrics: Mapping[str, float], monitor: str) -> float:
     return -metrics["logloss"] if monitor == "logloss" else metrics[monitor]
 
 
+def unfinished(training: Mapping[str, Any]) -> str | None:
+    """Return what to do about a training that `epochs` ended while it still improved; None for others.
+
+    `training` is the record in metrics.json.
+    """
+    if not training.get("still_improving"):
+        return None
+    epochs: int = training["epochs"]
+    return (
+        f"still improving: train.epochs = {epochs} ended training, and its last epoch was the best by "
+        f"{training['monitor']}. Train again with more, as --set train.epochs={2 * epochs}"
+    )
+
+
 @dataclass(slots=True)
 class Plateau:
     """The state over epochs; it is part of a checkpoint. Values are those of `monitored`."""

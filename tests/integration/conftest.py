@@ -304,7 +304,8 @@ def refused(
         assert main([*map(str, arguments), "--json"]) == status
         shown = capsys.readouterr()
         message: str = json.loads(shown.out.splitlines()[-1])["error"]
-        assert shown.err.endswith(f"headwater: {message}\n")
+        told = "".join(f"headwater: {line}\n" for line in message.splitlines())
+        assert shown.err.endswith(told)
         assert "Traceback" not in shown.err
         for part in says:
             assert part in message

@@ -48,6 +48,7 @@ gate_1_context = ["user"]
 epochs = 1
 batch_size = 32
 device = "cpu"
+monitor = "gauc"
 """
 
 Check = Callable[..., str]
@@ -137,6 +138,21 @@ JOB_FILES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         'gate_1_context = ["usr"]',
         ("job.toml", "model.gate_1_context", "'usr'", "user"),
     ),
+    "batch of one row for batch normalisation": (
+        "batch_size = 32",
+        "batch_size = 1",
+        ("job.toml", "train.batch_size: found 1, expected at least 2", "model.batch_norm_1 and"),
+    ),
+    "grouped AUC without groups": (
+        'user = "user"\ncolumns',
+        "columns",
+        ("job.toml", "train.monitor: 'gauc' needs groups", "features.user"),
+    ),
+    "device that is not known": (
+        'device = "cpu"',
+        'device = "cdua"',
+        ("job.toml", "train.device: unknown device 'cdua'. Did you mean 'cuda'?"),
+    ),
     "unknown raw column in the context": (
         "[train]",
         '[export]\ncontext = ["contry"]\n[train]',
@@ -197,7 +213,7 @@ JOB_FILES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", JOB_FILES)
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", ["run", "train", "validate"])
 def test_job_that_is_wrong(case: str, command: str, folder: Path, refused: Check) -> None:
     old, new, says = JOB_FILES[case]
     edit(folder, old, new)
@@ -326,7 +342,7 @@ def test_missing_and_nan_values_are_no_error(folder: Path) -> None:
         user=["99" if i % 20 == 19 else str(i % 20) for i in range(ROWS)],
     )
     assert main(["prepare", "job.toml"]) == 0
-    (statistics,) = folder.glob("prepared/clicks/*/statistics.json")
+    (statistics,) = folder.glob("prepared/*/statistics.json")
     splits = json.loads(statistics.read_text())["splits"].values()
     missing = {
         name: sum(split["columns"][name]["missing"] for split in splits)

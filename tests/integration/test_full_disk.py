@@ -136,7 +136,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     # Another filter, so that nothing prepared before can be used.
     "prepare": (
         ("prepare", "job.toml", "--set", "data.filter=price IS NULL OR price < 1e9"),
-        "prepared/shop/",
+        "prepared/",
     ),
     "evaluate": (("evaluate", "--run", "{run}"), "{run}"),
     "report": (("report", "{run}"), "report.html"),

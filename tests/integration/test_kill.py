@@ -82,7 +82,7 @@ def same_version(names: Iterable[str]) -> set[str]:
 
 def require_whole(folder: Path) -> None:
     """Fail where prepared data or a release has its final name and cannot be used."""
-    for path in folder.glob("prepared/*/[!.]*"):
+    for path in folder.glob("prepared/[!.]*"):
         prepared = load_prepared(path)
         for split in SPLITS:
             prepared.dataset(split)

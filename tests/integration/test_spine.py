@@ -128,6 +128,10 @@ def test_run_finds_the_planted_signal_and_reports_it(released: Any) -> None:
         assert metrics["logloss"] < 0.5
     assert released.result["rows_per_second"] > 0
     assert released.result["peak_rss_mb"] > 0
+    training = json.loads((released.run / "metrics.json").read_text())["training"]
+    last = training["best_epoch"] == training["epochs"]
+    assert released.result["stopped"] == training["stopped"]
+    assert released.result["still_improving"] is training["still_improving"] is last
     assert {"job.toml", "metrics.json", "checkpoint", "log.jsonl", "report.html"} <= {
         each.name for each in released.run.iterdir()
     }

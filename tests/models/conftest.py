@@ -14,7 +14,7 @@ from headwater.models.base import CTRModel, ModelConfig
 from headwater.models.batch import Batch
 from headwater.models.network import build_network
 from headwater.models.registry import load_model
-from headwater.models.sharding import Placement, place
+from headwater.models.sharding import Learner, Rates, place_learner
 
 importlib.import_module("headwater.models._torchrec")  # takes seconds, which no test should count
 
@@ -74,21 +74,14 @@ def _make_placement(
     sparse_l2: float = 0.0,
     dense_lr: float = 1e-3,
     dense_l2: float = 0.0,
-) -> Placement:
+) -> Learner:
     model_class = load_model(model) if isinstance(model, str) else model
     network = build_network(schema, model_class, config or model_class.config_class(), mode, seed)
-    return place(
-        network,
-        mode=mode,
-        sparse_lr=sparse_lr,
-        sparse_l2=sparse_l2,
-        dense_lr=dense_lr,
-        dense_l2=dense_l2,
-        device=torch.device("cpu"),
-    )
+    rates = Rates(sparse_lr=sparse_lr, sparse_l2=sparse_l2, dense_lr=dense_lr, dense_l2=dense_l2)
+    return place_learner(network, rates, torch.device("cpu"))
 
 
-def _train_step(placement: Placement, batch: Batch) -> float:
+def _train_step(placement: Learner, batch: Batch) -> float:
     placement.zero_grad()
     logit_B = placement.module(batch)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, batch.label_B)
@@ -119,10 +112,10 @@ def make_batch() -> Callable[..., Batch]:
 
 
 @pytest.fixture
-def make_placement() -> Callable[..., Placement]:
+def make_placement() -> Callable[..., Learner]:
     return _make_placement
 
 
 @pytest.fixture
-def train_step() -> Callable[[Placement, Batch], float]:
+def train_step() -> Callable[[Learner, Batch], float]:
     return _train_step

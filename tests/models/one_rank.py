@@ -19,7 +19,7 @@ from headwater.feature_store.errors import JobError
 from headwater.models import planning
 from headwater.models.batch import Batch
 from headwater.models.ctr.finalmlp import FinalMLPConfig
-from headwater.models.sharding import Placement
+from headwater.models.sharding import Learner
 
 conftest: Any = importlib.import_module("conftest")
 CONFIG = FinalMLPConfig(
@@ -38,7 +38,7 @@ CONFIG = FinalMLPConfig(
 SIZE = 33
 
 
-def new_placement(seed: int = 1, sparse_l2: float = 0.0) -> Placement:
+def new_placement(seed: int = 1, sparse_l2: float = 0.0) -> Learner:
     return conftest._make_placement(
         "finalmlp",
         config=CONFIG,
@@ -51,7 +51,7 @@ def new_placement(seed: int = 1, sparse_l2: float = 0.0) -> Placement:
     )
 
 
-def losses(placement: Placement, seeds: range) -> list[float]:
+def losses(placement: Learner, seeds: range) -> list[float]:
     """Train a step a seed on this rank's share of a batch; return the losses of the batches."""
     found: list[float] = []
     for seed in seeds:
@@ -101,7 +101,7 @@ def run(folder: Path, sharding: str) -> dict[str, Any]:
     }
 
 
-def shardings(placement: Placement) -> list[str]:
+def shardings(placement: Learner) -> list[str]:
     module: Any = placement.module
     return sorted(planning.sharding_types(module.plan))
 

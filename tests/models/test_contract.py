@@ -16,7 +16,7 @@ from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.network import count_parameters
 from headwater.models.registry import MODELS, load_model
-from headwater.models.sharding import Placement
+from headwater.models.sharding import Learner
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
 MODES = ["dense", "fused", "lazy"]
@@ -44,12 +44,12 @@ class Trial:
     """What the tests do with a model: place it, make batches for it, train it by a step."""
 
     name: str
-    place: Callable[..., Placement]
+    place: Callable[..., Learner]
     make_batch: Callable[..., Batch]
-    step: Callable[[Placement, Batch], float]
+    step: Callable[[Learner, Batch], float]
     schema: Schema
 
-    def make(self, schema: Schema | None = None, **options: Any) -> Placement:
+    def make(self, schema: Schema | None = None, **options: Any) -> Learner:
         """Return the model placed, on the columns of every kind unless others are given."""
         settings = {**SMALL[self.name], **options.pop("changes", {})}
         config = load_model(self.name).config_class(**settings)
@@ -64,14 +64,14 @@ class Trial:
 def trial(
     name: str,
     mixed: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> Trial:
     return Trial(name, make_placement, make_batch, train_step, mixed)
 
 
-def predict(placement: Placement, batch: Batch) -> torch.Tensor:
+def predict(placement: Learner, batch: Batch) -> torch.Tensor:
     placement.module.eval()
     with torch.no_grad():
         return placement.module(batch)

@@ -14,7 +14,7 @@ from headwater.models.batch import Batch
 from headwater.models.ctr.dnn import DNNConfig
 from headwater.models.layout import lay_out
 from headwater.models.lazy_tables import LazyAdam, LazyTables
-from headwater.models.sharding import Placement
+from headwater.models.sharding import Learner
 
 CONFIG = DNNConfig(embedding_dim=8, hidden=(16,))
 
@@ -34,7 +34,7 @@ def every_row(schema: Schema) -> Batch:
     return Batch(torch.cat(codes, 1).int(), torch.zeros(size, 0), (torch.arange(size) % 2).float())
 
 
-def tables(placement: Placement) -> dict[str, np.ndarray]:
+def tables(placement: Learner) -> dict[str, np.ndarray]:
     return placement.network.embeddings.tables()["emb_BFD"]
 
 
@@ -42,7 +42,7 @@ def tables(placement: Placement) -> dict[str, np.ndarray]:
 def test_rows_that_every_batch_reads_learn_exactly_as_dense_ones(
     l2: float,
     schema: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     train_step: Callable[..., float],
 ) -> None:
     lazy, dense = (
@@ -95,7 +95,7 @@ def test_a_row_that_misses_steps_ends_where_adam_would_take_it(
 
 def test_a_step_leaves_rows_that_its_batch_does_not_read_for_later(
     schema: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_step_leaves_rows_that_its_batch_does_not_read_for_later(
 
 
 def test_the_rows_of_lazy_tables_are_clipped_with_all_other_weights(
-    schema: Schema, make_placement: Callable[..., Placement], make_batch: Callable[..., Batch]
+    schema: Schema, make_placement: Callable[..., Learner], make_batch: Callable[..., Batch]
 ) -> None:
     norms: list[float] = []
     for mode in ("dense", "lazy"):
@@ -127,7 +127,7 @@ def test_the_rows_of_lazy_tables_are_clipped_with_all_other_weights(
 
 def test_scoring_takes_no_rows_out_and_changed_rates_move_none(
     schema: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from headwater.feature_store.errors import RunError
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
+from headwater.models.ctr.deepfm import DeepFM
 from headwater.models.ctr.dnn import DNNConfig
 from headwater.models.ctr.logistic_regression import LogisticRegression
 from headwater.models.network import build_network
-from headwater.models.sharding import Placement, place
+from headwater.models.sharding import Learner, Placement, Rates, place, place_learner
 
 CONFIG = DNNConfig(embedding_dim=8, hidden=(16,))
 
@@ -28,13 +29,13 @@ def codes_only(
     return make_schema(make_column("a", 6), make_column("b", 9), make_column("c", 5, length=3))
 
 
-def main_table(placement: Placement) -> torch.nn.Parameter:
+def main_table(placement: Learner) -> torch.nn.Parameter:
     """Return the merged table of the main slot of a dense network."""
     return dict(placement.network.named_parameters())["embeddings.store.slots.emb_BFD.weight_ND"]
 
 
 def table_gradients(
-    placement: Placement, batch: Batch
+    placement: Learner, batch: Batch
 ) -> dict[str, dict[str, dict[int, np.ndarray]]]:
     """Return, by slot, column and row, the gradient of each row of a dense network that was read."""
     placement.zero_grad()
@@ -62,7 +63,7 @@ def test_fused_tables_learn_by_row_wise_adagrad(
     model: str,
     l2: float,
     codes_only: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
@@ -95,7 +96,7 @@ def test_fused_tables_learn_by_row_wise_adagrad(
 
 def test_dense_tables_learn_by_adam_with_l2_over_all_rows(
     codes_only: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
@@ -117,7 +118,7 @@ def test_dense_tables_learn_by_adam_with_l2_over_all_rows(
 
 
 def test_the_penalty_is_half_l2_times_the_sum_of_squares_of_everything_it_covers(
-    mixed: Schema, make_placement: Callable[..., Placement]
+    mixed: Schema, make_placement: Callable[..., Learner]
 ) -> None:
     placement = make_placement("dnn", mixed, config=CONFIG, sparse_l2=0.3, dense_l2=0.5)
     embeddings = placement.network.embeddings
@@ -133,7 +134,7 @@ def test_the_penalty_is_half_l2_times_the_sum_of_squares_of_everything_it_covers
 
 
 def test_doubling_l2_doubles_the_gradient_of_a_row_that_is_not_in_the_batch(
-    codes_only: Schema, make_placement: Callable[..., Placement]
+    codes_only: Schema, make_placement: Callable[..., Learner]
 ) -> None:
     gradients: list[torch.Tensor] = []
     for l2 in (0.1, 0.2):
@@ -148,7 +149,7 @@ def test_doubling_l2_doubles_the_gradient_of_a_row_that_is_not_in_the_batch(
 
 def test_fused_tables_keep_rows_that_are_not_in_the_batch_whatever_the_penalty(
     codes_only: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
@@ -166,7 +167,7 @@ def test_fused_tables_keep_rows_that_are_not_in_the_batch_whatever_the_penalty(
 def test_learning_rates_fall_together_down_to_the_floor(
     mode: str,
     codes_only: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
@@ -186,7 +187,7 @@ def test_learning_rates_fall_together_down_to_the_floor(
 
 def test_clipping_scales_to_the_norm_and_returns_what_it_was(
     codes_only: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
 ) -> None:
     placement = make_placement("dnn", codes_only, config=CONFIG)
@@ -208,7 +209,7 @@ def test_clipping_scales_to_the_norm_and_returns_what_it_was(
 def test_weights_load_without_the_optimisers(
     mode: str,
     mixed: Schema,
-    make_placement: Callable[..., Placement],
+    make_placement: Callable[..., Learner],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> None:
@@ -223,8 +224,31 @@ def test_weights_load_without_the_optimisers(
 
 
 @pytest.mark.parametrize("mode", ["dense", "fused", "lazy"])
+def test_a_network_placed_to_score_gives_the_bits_of_the_one_that_learned(
+    mode: Any,
+    mixed: Schema,
+    make_placement: Callable[..., Learner],
+    make_batch: Callable[..., Batch],
+    train_step: Callable[..., float],
+) -> None:
+    learner = make_placement("deepfm", mixed, mode=mode, sparse_l2=1e-3)
+    for seed in range(3):
+        train_step(learner, make_batch(mixed, 16, seed))
+    learner.module.eval()
+    network = build_network(mixed, DeepFM, DeepFM.config_class(), mode, seed=2)
+    placement = place(network, torch.device("cpu"))
+    placement.load_weights(learner.weights())
+    placement.module.eval()
+    batch = make_batch(mixed, 64, 9)
+    assert torch.equal(placement.module(batch), learner.module(batch))
+    for name, weight in learner.weights().items():
+        assert torch.equal(placement.weights()[name], weight), name
+    assert type(placement) is Placement
+
+
+@pytest.mark.parametrize("mode", ["dense", "fused", "lazy"])
 def test_a_checkpoint_of_another_network_is_refused(
-    mode: str, mixed: Schema, codes_only: Schema, make_placement: Callable[..., Placement]
+    mode: str, mixed: Schema, codes_only: Schema, make_placement: Callable[..., Learner]
 ) -> None:
     placement = make_placement("dnn", mixed, config=CONFIG, mode=mode)
     wider = make_placement(
@@ -249,14 +273,6 @@ def test_a_network_without_dense_weights_trains(
             return first_BF1.sum((1, 2))
 
     network = build_network(codes_only, Sum, Sum.config_class(), "fused", 0)
-    placement = place(
-        network,
-        mode="fused",
-        sparse_lr=0.1,
-        sparse_l2=0,
-        dense_lr=0.1,
-        dense_l2=0,
-        device=torch.device("cpu"),
-    )
+    placement = place_learner(network, Rates(sparse_lr=0.1, dense_lr=0.1), torch.device("cpu"))
     batch = make_batch(codes_only, 16)
     assert train_step(placement, batch) > train_step(placement, batch)

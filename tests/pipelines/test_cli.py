@@ -94,6 +94,21 @@ def test_own_errors_are_one_line_and_carry_their_status(
     assert captured.out == ('{"error":"a.csv: empty"}\n' if as_json else "")
 
 
+def test_each_line_of_an_error_says_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = (
+        "from headwater.feature_store.errors import JobError; "
+        "raise JobError('a.toml: x: unknown key.\\na.toml: y: unknown key.')"
+    )
+    command(monkeypatch, tmp_path, body)
+    assert main(["probe", "--json"]) == 2
+    captured = capsys.readouterr()
+    lines = ["a.toml: x: unknown key.", "a.toml: y: unknown key."]
+    assert captured.err == "".join(f"headwater: {line}\n" for line in lines)
+    assert json.loads(captured.out) == {"error": "\n".join(lines)}
+
+
 @pytest.mark.parametrize(
     ("option", "is_json"), [("--json=true", True), ("--json=False", False), ("--json=maybe", True)]
 )

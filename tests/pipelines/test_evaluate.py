@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import RunError, ShardError
 from headwater.models.batch import Batch
 from headwater.models.network import CTRNetwork
+from headwater.models.sharding import Placement
 from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.evaluate import evaluate
 from headwater.pipelines.evaluation import metrics
@@ -26,6 +29,8 @@ from headwater.pipelines.evaluation.summary import name_code, summarise
 from headwater.pipelines.job import Job
 from headwater.pipelines.runs import Run, create_run, open_run
 from headwater.pipelines.train import train
+from headwater.pipelines.training.assemble import load_trained
+from headwater.pipelines.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
 
@@ -63,6 +68,32 @@ def test_evaluating_again_gives_the_same_file(run: Run) -> None:
     before = (run.path / "evaluation.json").read_bytes()
     evaluate(open_run(run.path))
     assert (run.path / "evaluation.json").read_bytes() == before
+
+
+def test_trained_network_is_loaded_without_what_made_it_learn(
+    run: Run, tiny_prepared: Prepared
+) -> None:
+    placement = load_trained(run, tiny_prepared.schema, torch.device("cpu"))
+    assert type(placement) is Placement
+    saved = Checkpoints(run.checkpoint).load("best")
+    assert saved is not None
+    weights = placement.weights()
+    assert weights.keys() == saved["network"]["weights"].keys()
+    for name, weight in saved["network"]["weights"].items():
+        assert torch.equal(weights[name], weight), name
+
+
+@pytest.mark.slow
+def test_fresh_process_evaluates_without_importing_torchs_compiler(run: Run) -> None:
+    # Making an optimiser imports it, which takes longer than all else of a small evaluation.
+    code = (
+        "import sys; from headwater.pipelines import evaluate; evaluate(sys.argv[1]); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, run.path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_evaluation_holds_what_the_report_draws(run: Run, tiny_prepared: Prepared) -> None:

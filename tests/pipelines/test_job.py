@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headwater.feature_store.errors import JobError
-from headwater.pipelines.job import Job, dump_job, load_job, parse_job
+from headwater.pipelines.job import Job, dump_job, load_job, parse_job, read_model
 
 TEXT = """
 name = "toy"
@@ -46,6 +48,17 @@ def refused(text: str, *overrides: str, path: Path) -> str:
     with pytest.raises(JobError) as caught:
         load_job(path, overrides)
     return str(caught.value)
+
+
+def problems(change: dict[str, Any]) -> list[str]:
+    """Return the lines with which the job is refused once `change` is in its sections."""
+    values = tomllib.loads(TEXT)
+    for section, changed in change.items():
+        old = values.get(section)
+        values[section] = {**old, **changed} if old and isinstance(changed, dict) else changed
+    with pytest.raises(JobError) as caught:
+        parse_job(values)
+    return [line.removeprefix("job: ") for line in str(caught.value).splitlines()]
 
 
 def test_file_overrides_defaults_and_set_overrides_file(job_path: Path) -> None:
@@ -159,11 +172,126 @@ def test_key_of_another_section_is_not_suggested_for_itself(job_path: Path) -> N
     assert message == f"{job_path}: train.lr: unknown key."
 
 
-def test_unknown_encoder_is_refused_with_the_known_ones(job_path: Path) -> None:
-    message = refused(TEXT.replace('"quantiles"', '"quantile"'), path=job_path)
-    assert "features.columns[1] (price)" in message
-    assert "quantile" in message
-    assert "vocabulary" in message
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            {"features": {"columns": [{"name": "a", "encoder": "vocabluary"}]}},
+            (
+                "features.columns[0] (a).encoder: unknown 'vocabluary'. Did you mean 'vocabulary'? Expected "
+                "'vocabulary', 'hashed', 'log_buckets', 'quantiles', 'standardized', 'identity', 'calendar' "
+                "or 'crossed'."
+            ),
+        ),
+        (
+            {"data": {"split": {"by": "tiem", "column": "at"}}},
+            (
+                "data.split.by: unknown 'tiem'. Did you mean 'time'? Expected 'time', 'ratio', "
+                "'leave-one-out' or 'column'."
+            ),
+        ),
+        (
+            {"data": {"split": {"column": "at"}}},
+            "data.split.by: required, but absent. Expected 'time', 'ratio', 'leave-one-out' or 'column'.",
+        ),
+        (
+            {"train": {"monitor": "acu"}},
+            (
+                "train.monitor: expected 'auc', 'logloss', 'gauc' or 'auc-logloss', found 'acu'. "
+                "Did you mean 'auc'?"
+            ),
+        ),
+        (
+            {"data": {"join": [{"path": "a", "on": "b"}, {"path": "a", "on": "b", "how": "lef"}]}},
+            "data.join[1].how: expected 'left' or 'inner', found 'lef'. Did you mean 'left'?",
+        ),
+        (
+            {"export": {"precision": "double"}},
+            "export.precision: expected 'float32' or 'int8', found 'double'.",
+        ),
+    ],
+)
+def test_misspelt_value_is_refused_with_the_nearest_of_its_place(
+    change: dict[str, dict[str, Any]], line: str
+) -> None:
+    assert problems(change) == [line]
+
+
+def test_misspelt_value_of_a_models_own_settings_is_refused_like_others() -> None:
+    values = tomllib.loads(TEXT)["model"] | {"type": "dcnv2", "structure": "paralel"}
+    with pytest.raises(JobError) as caught:
+        read_model("dcnv2", {key: value for key, value in values.items() if key != "type"})
+    assert str(caught.value) == (
+        "model.structure: expected 'parallel' or 'stacked', found 'paralel'. Did you mean 'parallel'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        (
+            {"data": {"split": {"by": "column", "column": 1, "train": {}, "tset": 2}}},
+            [
+                "data.split.column: expected a valid string, found 1.",
+                "data.split.train: expected text, a number, true or false, or a date, found a table.",
+                "data.split.tset: unknown key. Did you mean 'test'?",
+            ],
+        ),
+        (
+            {"data": {"split": {"by": "time", "time": 1}}},
+            [
+                "data.split.column: required, but absent.",
+                "data.split.time: unknown key.",
+            ],
+        ),
+        (
+            {
+                "features": {
+                    "columns": [{"name": "a", "encoder": "hashed", "hashed": 5, "length": 0}]
+                }
+            },
+            [
+                "features.columns[0] (a).length: expected greater than 0, found 0.",
+                "features.columns[0] (a).num_buckets: required, but absent.",
+                "features.columns[0] (a).hashed: unknown key. Did you mean 'seed'?",
+            ],
+        ),
+    ],
+)
+def test_key_that_is_named_like_its_alternative_has_its_own_path(
+    change: dict[str, dict[str, Any]], lines: list[str]
+) -> None:
+    assert problems(change) == lines
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train": {"dense": {"optimizer": "adam"}}}, "train.dense.optimizer: unknown key."),
+        ({"data": {"split": {"by": "ratio", "ratio": 0.1}}}, "data.split.ratio: unknown key."),
+        ({"batch_size": 4}, "batch_size: unknown key."),
+    ],
+)
+def test_only_keys_that_can_stand_there_are_suggested(change: dict[str, Any], line: str) -> None:
+    assert problems(change) == [line]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"data": {"source": 5}}, "data.source: expected a valid string or a list, found 5."),
+        ({"data": {"source": ["a", 5]}}, "data.source[1]: expected a valid string, found 5."),
+        ({"data": {"split": "time"}}, "data.split: expected a table, found 'time'."),
+        ({"data": {"join": {"path": "a"}}}, "data.join: expected a list, found a table."),
+        ({"data": {"derive": {"x": 5}}}, "data.derive.x: expected a valid string, found 5."),
+        ({"train": 5}, "train: expected a table, found 5."),
+        ({"features": {"columns": ["a"]}}, "features.columns[0]: expected a table, found 'a'."),
+    ],
+)
+def test_value_of_another_kind_is_told_once_in_words_of_the_file(
+    change: dict[str, Any], line: str
+) -> None:
+    assert problems(change) == [line]
 
 
 def test_absent_setting_of_an_encoder_is_refused_with_the_column_in_its_path(
@@ -197,6 +325,46 @@ def test_contradicting_data_section_is_refused(data: dict[str, object], message:
     with pytest.raises(JobError) as caught:
         parse_job(values)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "line"),
+    [
+        ({"train": []}, "data.split.train: expected at least 1 in the list, found 0."),
+        (
+            {"train": [1, {}]},
+            "data.split.train[1]: expected text, a number, true or false, or a date, found a table.",
+        ),
+        (
+            {"test": math.nan},
+            "data.split.test: expected text, a number, true or false, or a date, found nan.",
+        ),
+        (
+            {"train": ["a", 5], "valid": "5"},
+            "data.split: `train` and `valid` both hold '5'; put it into one of them.",
+        ),
+        (
+            {"train": "test"},
+            "data.split: `train` and `test` both hold 'test'; put it into one of them.",
+        ),
+    ],
+)
+def test_values_of_a_split_by_column_are_refused_by_their_key(
+    split: dict[str, Any], line: str
+) -> None:
+    assert problems({"data": {"split": {"by": "column", "column": "part", **split}}}) == [line]
+
+
+def test_values_of_a_split_by_column_are_kept_as_they_are_written(job_path: Path) -> None:
+    text = (
+        'split = { by = "column", column = "day", train = ["a", 5, 0.5, true], valid = 2026-03-05, '
+        "test = [] }"
+    )
+    job = load_job(job_path, [f"data.split={text.partition(' = ')[2]}"])
+    split = tomllib.loads(dump_job(job))["data"]["split"]
+    assert split["train"] == ["a", 5, 0.5, True]
+    assert (split["valid"], split["test"]) == ("2026-03-05", [])
+    assert parse_job(tomllib.loads(dump_job(job))) == job
 
 
 def test_shares_that_leave_no_training_rows_are_refused() -> None:

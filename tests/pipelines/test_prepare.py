@@ -24,7 +24,7 @@ from headwater.feature_store.errors import (
 from headwater.feature_store.polars_compiler import encode_frame
 from headwater.feature_store.reader import Reader
 from headwater.pipelines.data.prepared import SplitName
-from headwater.pipelines.job import Job, dump_job
+from headwater.pipelines.job import Job, dump_job, parse_job
 from headwater.pipelines.prepare import Prepared, load_prepared, prepare
 
 JobOf = Callable[..., Job]
@@ -242,8 +242,10 @@ def test_equal_jobs_and_inputs_use_the_same_folder_again(
     before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
     assert prepare(job_of()).path == first.path
     assert prepare(job_of({"negative_rate": 0.5})).path == first.path
+    others = {"name": "other", "model": {"type": "dnn"}, "train": {"epochs": 1}}
+    assert prepare(parse_job(job_of().model_dump(mode="json") | others)).path == first.path
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
-    assert first.path.parent == Path("prepared/clicks")
+    assert first.path.parent == Path("prepared")
     assert prepare(job_of(columns=click_columns[:2])).path != first.path
     assert prepare(job_of({"filter": "user > 1"})).path != first.path
     clicks(seed=1).write_csv("clicks.csv")
@@ -327,7 +329,7 @@ def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up(
 ) -> None:
     clicks().write_csv("clicks.csv")
     process = started_and_staging(job_of)
-    folder = Path("prepared/clicks")
+    folder = Path("prepared")
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
     # A prepare beside it that works leaves the other's folder alone.
     prepare(job_of(columns=click_columns[:2]))
@@ -352,7 +354,7 @@ def test_two_at_once_make_one(job_of: JobOf) -> None:
     with spawn.Pool(2) as pool:
         paths = pool.starmap(prepare, [(job_of(),), (job_of(),)])
     assert len({prepared.path for prepared in paths}) == 1
-    assert [path.name for path in Path("prepared/clicks").iterdir()] == [paths[0].path.name]
+    assert [path.name for path in Path("prepared").iterdir()] == [paths[0].path.name]
     assert len(load_prepared(paths[0].path).dataset("train")) == 1600
 
 
@@ -388,7 +390,7 @@ def test_a_full_disk_is_told_and_nothing_is_kept(job_of: JobOf) -> None:
     if "unshare" in child.stderr or child.returncode == 77:
         pytest.skip(f"no file system can be mounted here: {child.stderr}")
     message, *left = child.stdout.splitlines()
-    assert message.startswith("disk/clicks/"), child.stderr
+    assert message.startswith("disk/"), child.stderr
     assert "No space left" in message
     assert left == ["other"]
 
@@ -417,14 +419,14 @@ def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int, job_of
     child = subprocess.run(
         [sys.executable, "-c", FILE_LIMIT, str(limit)], capture_output=True, text=True, check=False
     )
-    assert "prepared/clicks/" in child.stdout, child.stderr
+    assert "prepared/" in child.stdout, child.stderr
     assert "cannot be written" in child.stdout
     assert sorted(Path().iterdir()) == before
 
 
 def test_a_root_that_is_a_file_is_told(job_of: JobOf) -> None:
     clicks().write_csv("clicks.csv")
-    with pytest.raises(OutputError, match=r"clicks\.csv/clicks: cannot be written"):
+    with pytest.raises(OutputError, match=r"clicks\.csv: cannot be written"):
         prepare(job_of(), Path("clicks.csv"))
 
 

@@ -225,6 +225,23 @@ def test_report_says_how_many_rows_there_are_and_which_time_training_covers(
     assert "no time column" in page.words
 
 
+def test_report_names_the_remedy_where_epochs_ended_an_improving_training(tmp_path: Path) -> None:
+    evaluation = evaluation_of()
+    evaluation["training"] |= {"stopped": "epochs", "still_improving": True, "epochs": 4}
+    page = Page(write_report(make_run(tmp_path / "run", evaluation)))
+    assert "stopped: all epochs done, still improving" in page.text
+    assert "Training was still improving: train.epochs = 4 ended training" in page.text
+    assert "--set train.epochs=8" in page.text
+    assert "improving" not in Page(write_report(make_run(tmp_path / "other"))).text
+
+
+def test_report_says_which_values_divide_the_rows(tmp_path: Path) -> None:
+    rule = 'by = "column"\ncolumn = "week"\ntrain = [1, 2]\nvalid = 3\ntest = []'
+    job = JOB.replace('by = "time"\ncolumn = "at"', rule)
+    page = Page(write_report(make_run(tmp_path / "run", job=job)))
+    assert "by column (column week; train 1, 2; valid 3; test none)" in page.words
+
+
 def test_report_fetches_nothing(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run")))
     assert {link[:5] for link in page.links if not link.startswith("#")} == {"data:"}

@@ -27,9 +27,10 @@ from headwater.feature_store.errors import (
 from headwater.feature_store.files import file_sha256
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.models import registry
+from headwater.pipelines.cli import main
 from headwater.pipelines.data.prepared import Prepared, SplitName
 from headwater.pipelines.evaluate import evaluate
-from headwater.pipelines.job import Job
+from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.output import locked
 from headwater.pipelines.runs import Run, create_run, open_run
 from headwater.pipelines.train import train
@@ -105,7 +106,41 @@ def test_plateau_drops_both_rates_and_stops(
     assert [r["lr_sparse"] for r in metrics["history"]] == pytest.approx([0.02, 0.02, 0.002])
     assert [r["lr_dense"] for r in metrics["history"]] == pytest.approx([1e-3, 1e-3, 1e-4])
     assert metrics["training"]["stopped"] == "plateau"
+    assert metrics["training"]["still_improving"] is False
     assert metrics["training"]["best_epoch"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 1}, {"epochs": 3, "min_delta": 0.6}])
+def test_training_that_epochs_end_while_it_improves_says_so(
+    settings: dict[str, Any],
+    tiny_job: TinyJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = tiny_job(model={"type": "logistic_regression"}, patience=9, **settings)
+    Path("job.toml").write_text(dump_job(job))
+    assert main(["train", "job.toml"]) == 0
+    path, *told = capsys.readouterr().out.splitlines()
+    assert main(["train", "--resume", path.removeprefix("run "), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    run = open_run(result["run"])
+    ended = json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])
+    found = {
+        result["still_improving"],
+        run.read("metrics.json")["training"]["still_improving"],
+        ended["still_improving"],
+    }
+    assert (result["stopped"], ended["event"]) == ("epochs", "training ended")
+    if settings["epochs"] == 1:
+        assert found == {True}
+        (line,) = told
+        assert line.startswith("still improving: train.epochs = 1 ended training")
+        assert line.endswith("Train again with more, as --set train.epochs=2")
+    else:
+        assert found == {False}
+        assert told == []
 
 
 def test_weights_change_the_loss_and_zero_weights_teach_nothing(
@@ -244,6 +279,17 @@ def test_last_batch_of_one_row_does_not_stop_batch_norm(
     run = train(tiny_job(batch_size=64, epochs=1), prepared, runs=tmp_path)
     assert run.read("metrics.json")["history"][0]["step"] == 2
     assert "batch too small, skipped" in (run.path / "log.jsonl").read_text()
+
+
+def test_training_data_of_one_row_is_refused_as_data(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    one_row = with_rows(tiny_prepared, tmp_path / "prepared", rows=1)
+    with pytest.raises(DataError, match="train: found 1 row, expected at least 2"):
+        train(tiny_job(), one_row, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    dnn = tiny_job(model={"type": "dnn", "hidden": [4]}, epochs=1)
+    assert train(dnn, one_row, runs=tmp_path / "runs").is_complete
 
 
 def test_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(

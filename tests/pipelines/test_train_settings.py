@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from headwater.feature_store.errors import JobError
 from headwater.pipelines.data.prepared import Prepared
 from headwater.pipelines.job import Job
 from headwater.pipelines.train import train
+from headwater.pipelines.validate import require_sound
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
 
@@ -46,6 +48,56 @@ def test_device_and_precision_that_the_machine_lacks_are_refused(
     with pytest.raises(JobError, match=r"train\.precision: bfloat16 on this CPU"):
         train(tiny_job(precision="bfloat16"), tiny_prepared, runs=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "processes", "size", "says"),
+    [
+        ({"type": "dnn", "batch_norm": True}, 1, 1, r"at least 2: .*\(model\.batch_norm\)"),
+        ({"type": "finalmlp"}, 1, 1, r"at least 2: .*\(model\.batch_norm_1, model\.batch_norm_2\)"),
+        ({"type": "finalmlp"}, 3, 5, "at least 6: .* two rows a step in each of 3 processes"),
+        ({"type": "dnn"}, 3, 2, "at least 3: a step needs a row in each of 3 processes"),
+    ],
+)
+def test_batch_too_small_for_a_step_is_refused_by_its_key(
+    model: dict[str, Any],
+    processes: int,
+    size: int,
+    says: str,
+    tiny_job: TinyJob,
+    tiny_prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    job = tiny_job(model=model, batch_size=size)
+    for refuse in (lambda: require_sound(job), lambda: train(job, tiny_prepared, runs=tmp_path)):
+        with pytest.raises(JobError, match=f"train.batch_size: found {size}, expected {says}"):
+            refuse()
+    require_sound(tiny_job(model=model, batch_size=2 * processes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"type": "dnn"}, {"type": "dnn", "hidden": [], "batch_norm": True}],
+    ids=["off", "without a layer"],
+)
+def test_batch_of_one_row_trains_without_batch_normalisation(
+    model: dict[str, Any], tiny_job: TinyJob
+) -> None:
+    require_sound(tiny_job(model=model, batch_size=1))
+
+
+def test_tables_that_train_in_one_process_are_refused_in_several(
+    tiny_job: TinyJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(JobError, match=r"train\.sparse\.mode: 'lazy' trains in one process, but 2"):
+        require_sound(tiny_job(sparse={"mode": "lazy"}))
+    # `auto` is `fused` in several processes, which has a rule of its own.
+    with pytest.raises(JobError, match=r"model\.embedding_dim: 6 is not a multiple of 4"):
+        require_sound(tiny_job(model={"type": "dnn", "embedding_dim": 6}))
 
 
 @pytest.mark.skipif(

@@ -319,6 +319,6 @@ def test_command_lists_problems_and_exits_with_2(capsys: pytest.CaptureFixture[s
     drop(declared)
     write(Path("toy.toml"), declared)
     assert main(["validate", "toy.toml"]) == 2
-    err = capsys.readouterr().err
-    assert "toy.toml: 5 problems:" in err
-    assert err.count("\n- ") == 5
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("headwater: toy.toml: ")]
+    assert lines[-5:] == told

@@ -17,7 +17,13 @@ from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import INT64_MIN
 from headwater.pipelines.data.names import ROW, SPLIT_KEY, SPLIT_USER
 from headwater.pipelines.data.splits import assign, order_statistics, uniform
-from headwater.pipelines.job import ColumnSplit, LeaveOneOutSplit, RatioSplit, Split, TimeSplit
+from headwater.pipelines.job_splits import (
+    ColumnSplit,
+    LeaveOneOutSplit,
+    RatioSplit,
+    Split,
+    TimeSplit,
+)
 
 
 def split_rows(split: Split, frame: pl.DataFrame, cuts: Sequence[int] = ()) -> dict[str, list[int]]:
@@ -115,7 +121,12 @@ def test_leave_one_out_without_a_user_of_three_rows_is_refused() -> None:
         split_rows(LeaveOneOutSplit(user="u", time="t"), frame)
 
 
-def test_a_column_names_the_split() -> None:
-    frame = numbered(**{SPLIT_KEY: ["tr", "te", "dev", "tr"]})
-    found = split_rows(ColumnSplit(column="s", train="tr", valid="dev", test="te"), frame)
-    assert found == {"train": [0, 3], "valid": [2], "test": [1]}
+def test_a_column_gives_the_number_of_the_split() -> None:
+    frame = numbered(**{SPLIT_KEY: [0, 2, 1, 0]})
+    assert split_rows(ColumnSplit(column="s"), frame) == {
+        "train": [0, 3],
+        "valid": [2],
+        "test": [1],
+    }
+    without = split_rows(ColumnSplit(column="s", test=[]), frame)
+    assert without == {"train": [0, 3], "valid": [2]}

@@ -121,7 +121,7 @@ BAD_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown split": (
         CSV_TEXT,
         {"data": {"split": {"by": "column", "column": "city"}}},
-        r"row 1, column 'city': found 'rome', data\.split knows train, valid, test",
+        r"row 1, column 'city': found 'rome', data\.split knows train 'train'; valid 'valid'; test",
     ),
     "absent file": (CSV_TEXT, {"data": {"source": "click.csv"}}, r"click\.csv: no such file"),
     "ragged": (CSV_TEXT + "1,2\n", {}, r"clicks\.csv, row 41: found 2 fields"),
