@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headwater.feature_store.errors import DataError, JobError
@@ -230,3 +233,71 @@ def test_a_feature_that_reads_what_the_label_comes_from_is_refused(case: str) ->
     assert any("features.known_before" in problem for problem in check_job(job).problems)
     sections["features"]["known_before"] = ["rating"]
     assert prepare(text_job(**sections)).statistics.splits["train"].rows > 0
+
+
+WEIRD: dict[str, Any] = {
+    "an offset as a zone": pa.array([0] * ROWS, pa.timestamp("ms", "+05:30")),
+    "a decimal of 256 bits": pa.array([Decimal(7)] * ROWS, pa.decimal256(60, 0)),
+    "a view of lists": pa.array([[1]] * ROWS, pa.list_view(pa.int64())),
+    "a struct with a name twice": pa.StructArray.from_arrays(
+        [pa.array([1] * ROWS), pa.array([1] * ROWS)], names=["a", "a"]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WEIRD)
+def test_types_that_polars_lacks_stop_no_command(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = clicks().to_arrow().append_column("odd", WEIRD[kind])
+    if kind.endswith("twice"):
+        table = table.append_column("user_id", table["user_id"]).append_column("odd", WEIRD[kind])
+        table = table.rename_columns([*table.column_names[:-2], "two", "two"])
+    pq.write_table(table, "clicks.parquet")
+    job_path, guessed = write_job(["clicks.parquet"])
+    assert "odd" in guessed.left_out or "odd" in {each["name"] for each, _ in guessed.columns}
+    job = load_job(job_path, ["train.epochs=1", "model.hidden_1=[8]", "model.hidden_2=[8]"])
+    assert not check_job(job).problems
+    result = score(released(job), "clicks.parquet", "scored.parquet")
+    assert result["rows"] == ROWS
+    kept = pl.read_parquet("scored.parquet").columns
+    if kind.endswith("twice"):
+        assert "two" not in kept
+        assert (
+            "left out: clicks.parquet: column 'two': the file has 2 columns"
+            in capfd.readouterr().err
+        )
+    assert "panicked" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+def test_exact_ids_have_one_score_wherever_it_is_written(suffix: str) -> None:
+    random = np.random.default_rng(0)
+    ids = [2**53 + int(i) for i in random.integers(0, 40, ROWS)]
+    label = [int(each % 2 ^ (random.random() < 0.1)) for each in ids]
+    frame = pl.DataFrame({"id": ids, "click": label})
+    path = f"clicks.{suffix}"
+    if suffix == "csv":
+        Path(path).write_text(frame.write_csv() + "7.0,1\n")
+    else:
+        Path(path).write_text(frame.write_ndjson() + '{"id": 7.0, "click": 1}\n')
+    values = {
+        "name": "ids",
+        "data": {"source": path, "split": {"by": "ratio"}},
+        "features": {
+            "label": "click",
+            "columns": [{"name": "id", "encoder": "vocabulary", "dtype": "int64"}],
+        },
+        "model": {"type": "logistic_regression"},
+        "train": {"epochs": 3, "batch_size": 32, "sparse": {"lr": 0.1}},
+    }
+    release = released(parse_job(values))
+    scorer = load_release(release)
+    direct = scorer.score({"id": np.array([[each] for each in [*ids, 7]], np.int64)})
+    assert len(set(direct.tolist())) > 30
+    for out in ("scored.parquet", "scored.csv"):
+        score(release, path, out)
+        found = (
+            pl.read_parquet(out) if out.endswith(".parquet") else pl.read_csv(out, columns=["prob"])
+        )
+        np.testing.assert_array_equal(found["prob"].to_numpy().astype(np.float32), direct)
