@@ -211,8 +211,12 @@ def _cast(value: pl.Expr, wanted: pl.DataType) -> Conversion:
     return Conversion(value.cast(wanted))
 
 
-def _cast_checked(value: pl.Expr, wanted: pl.DataType) -> Conversion:
+def _decimal(value: pl.Expr, wanted: pl.DataType) -> Conversion:
     return _checked(value, value.cast(wanted, strict=False))
+
+
+def _decimal_of_truth(value: pl.Expr, wanted: pl.DataType) -> Conversion:
+    return Conversion(value.cast(pl.Int64).cast(wanted))
 
 
 def _truth(value: pl.Expr, _: pl.DataType) -> Conversion:
@@ -220,12 +224,15 @@ def _truth(value: pl.Expr, _: pl.DataType) -> Conversion:
 
 
 def _is_exact_number(dtype: pl.DataType) -> bool:
-    return dtype.is_integer() or isinstance(dtype, pl.Decimal | pl.Boolean)
+    return dtype.is_integer() or isinstance(dtype, pl.Decimal)
 
 
 _OTHER_RULES: dict[type[pl.DataType], tuple[tuple[Callable[[pl.DataType], bool], _Rule], ...]] = {
     pl.String: ((is_integer, _cast),),
-    pl.Decimal: ((_is_exact_number, _cast_checked),),
+    pl.Decimal: (
+        (_is_exact_number, _decimal),
+        (lambda found: isinstance(found, pl.Boolean), _decimal_of_truth),
+    ),
     pl.Boolean: ((lambda found: isinstance(found, pl.String), _truth),),
 }
 """How other types are read, by what they are read from."""

@@ -290,21 +290,36 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
 
 def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
+    from headwater.feature_store import fit
+    from headwater.feature_store.encoders import Calendar
     from headwater.pipelines.data import columns, staging
 
     name = source.job.features.label
-    checks: dict[str, Callable[[pl.DataFrame, columns.Fail], object]] = {
+    checks: dict[str, Callable[[pl.DataFrame, columns.Fail], pl.DataFrame]] = {
         column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
         for column, raw in source.raw.items()
     }
     checks[name] = lambda frame, fail: columns.evaluate(
         frame, [columns.label_column(name, frame.schema[name])], fail
     )
+    # What a fit learns of these can refuse them, and is small.
+    calendars = [each for each in source.job.features.columns if isinstance(each, Calendar)]
+    learned: list[fit.Partial] = []
     for chunk, frame in _read(source, result):
         fail = staging.failing(source, chunk, frame)
+        normal: dict[str, pl.DataFrame] = {}
         for column, check in list(checks.items()):
-            if result.attempt(lambda check=check: check(frame, fail)) is None:  # noqa: B023
+            found = result.attempt(lambda check=check: check(frame, fail))  # noqa: B023
+            if found is None:
                 del checks[column]
+            else:
+                normal[column] = found
+        learned += [
+            fit.partial([each], normal[each.inputs[0]].lazy(), source.raw)
+            for each in calendars
+            if each.inputs[0] in normal
+        ]
+    result.attempt(lambda: fit.finish(calendars, calendars, fit.merge(learned), source.raw))
 
 
 def _read(source: Source, result: Validation) -> Iterable[Any]:

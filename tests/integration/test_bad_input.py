@@ -289,7 +289,7 @@ DATA: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "no byte": (text_of("clicks.csv", b""), ("clicks.csv: the file is empty",)),
     "too many fields": (
         text_of("clicks.csv", b"user,item,price,click\n1,2,3,1\n1,2,3,1,5\n"),
-        ("clicks.csv, row 2: found 5 fields, the header names 4",),
+        ("clicks.csv, row 2: found 5 fields between ',', the header names 4",),
     ),
     "a column twice": (
         text_of("clicks.csv", b"user,item,item,click\n1,2,3,1\n"),

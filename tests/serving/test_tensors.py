@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
-from headwater.serving.errors import Misfit
+from headwater.serving.errors import Misfit, TooLargeError
+from headwater.serving.manifest import Input
+from headwater.serving.signature import Signature
 from headwater.serving.tensors import flat, from_json, ragged
 
 _INTEGERS = st.none() | st.integers(INT64_MIN, 2**63 - 1)
@@ -93,3 +95,29 @@ def test_parser_is_usable_after_a_wrong_document() -> None:
         with pytest.raises(Misfit):
             from_json(msgspec.Raw(wrong), "int64")
         assert from_json(msgspec.Raw(b"[1, 2]"), "int64").tolist() == [1, 2]
+
+
+DIVIDED = Signature(
+    [Input(name="tags", dtype="string", separators=("|", ";")), Input(name="x", dtype="int64")]
+)
+
+
+@pytest.mark.parametrize("dtype", [object, "S9000"])
+def test_a_text_that_the_graph_divides_is_as_wide_as_its_parts(dtype: Any) -> None:
+    tags = np.array([["a|b|c"], ["a;b|c;d;e"], [""]], object)
+    feeds = DIVIDED.complete({"tags": tags.astype(dtype)}, 3)
+    assert DIVIDED.width(feeds) == 4
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_a_text_whose_parts_would_not_fit_beside_the_rows_is_refused(rows: int) -> None:
+    tags = np.full((rows, 1), "a", object)
+    tags[0] = "a|" * 100_000
+    feeds = {"tags": tags, "x": np.zeros((rows, 1), np.int64)}
+    if rows == 1:
+        assert DIVIDED.complete(feeds, rows).keys() == feeds.keys()
+        return
+    with pytest.raises(
+        TooLargeError, match=r"input 'tags': a text of 100001 parts beside 300 rows"
+    ):
+        DIVIDED.complete(feeds, rows)
