@@ -23,6 +23,7 @@ from headwater.pipelines.data.source_file import SourceFile
 BLOCK_BYTES = 8 << 20
 
 _BOM = b"\xef\xbb\xbf"
+_LONG_DIGITS = 16
 _LONG_FRACTION = re.compile(rb"[:\[,]\s*-?[0-9]{16,}[.eE]")
 """A number that Polars writes as another text where a column holds text too."""
 _MOST_DIGITS = 38
@@ -72,18 +73,22 @@ def _parse(file: SourceFile, lines: bytes, first_row: int) -> pl.DataFrame:
         frame = pl.read_ndjson(io.BytesIO(lines), infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
         raise DataError(_explain(file, lines, first_row, str(error))) from error
-    has_fractions = _LONG_FRACTION.search(lines) is not None
-    merged = [column.name for column in frame if _may_be_merged(column, has_fractions)]
+    merged = [column.name for column in frame if _may_be_merged(column.alias("values"), lines)]
     return _exact(file, frame, merged, lines, first_row) if merged else frame
 
 
-def _may_be_merged(column: pl.Series, has_long_fractions: bool) -> bool:
+def _may_be_merged(column: pl.Series, lines: bytes) -> bool:
     """Return whether two numbers of the file may have become one in a column."""
     if isinstance(column.dtype, pl.List):
         column = column.explode(keep_nulls=False, empty_as_null=False)
     if column.dtype == pl.Float64:
         return bool((column.abs() >= EXACT_FLOAT).any())
-    return column.dtype == pl.String and has_long_fractions
+    return (
+        column.dtype == pl.String
+        and bool((column.str.len_bytes() >= _LONG_DIGITS).any())
+        and bool(column.str.contains(rf"^-?[0-9]{{{_LONG_DIGITS},}}$").any())
+        and _LONG_FRACTION.search(lines) is not None
+    )
 
 
 def _exact(
