@@ -7,7 +7,6 @@ INT64_MIN are one thing afterwards: null. A list is one of those three types by 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -17,7 +16,7 @@ import polars.selectors as cs
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.convert import Conversion, convert, element_type, is_integer
-from headwater.feature_store.errors import DataError
+from headwater.feature_store.errors import DataError, did_you_mean
 
 POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
     "int64": pl.Int64(),
@@ -105,8 +104,7 @@ def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
 
 def missing_column(name: str, columns: Sequence[str]) -> str:
     """Return the message for a column that the data does not have, with the nearest name it has."""
-    near = difflib.get_close_matches(name, columns, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, columns)
     return f"column {name!r} is not in the data, which has: {', '.join(columns)}.{hint}"
 
 

@@ -8,7 +8,6 @@ Exit status: 0 done, 2 the user's input or usage is wrong, 130 interrupted, 1 an
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import sys
@@ -18,7 +17,7 @@ from importlib import metadata
 
 from cyclopts import App, CycloptsError
 
-from headwater.feature_store.errors import HeadwaterError
+from headwater.feature_store.errors import HeadwaterError, did_you_mean
 from headwater.pipelines.console import note, to_json
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -104,9 +103,9 @@ def _fail(text: str, status: int, *, as_json: bool) -> int:
 
 def _unknown_command(name: str) -> str:
     # Not left to cyclopts, which would import every command to look for a near name.
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"unknown command '{name}'.{hint} Commands: {', '.join(COMMANDS)}."
+    return (
+        f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+    )
 
 
 def _environment_text(error: BaseException) -> str | None:

@@ -7,14 +7,13 @@ to a temporary folder.
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headwater.feature_store.errors import InputError, JobError
+from headwater.feature_store.errors import InputError, JobError, did_you_mean
 from headwater.pipelines.commands import AsJson, Set
 from headwater.pipelines.console import emit
 
@@ -378,8 +377,7 @@ def _check_splits(job: Job, result: Validation) -> None:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return did_you_mean(name, known) or f" Known: {', '.join(known)}."
 
 
 def _list(value: str | list[str] | None) -> list[str]:
