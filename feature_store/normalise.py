@@ -16,6 +16,7 @@ import polars.selectors as cs
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.convert import Conversion, convert, element_type, is_integer
+from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.errors import DataError, did_you_mean
 
 POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
@@ -110,14 +111,10 @@ def missing_column(name: str, columns: Sequence[str]) -> str:
 
 def wrong_value(found: str, dtype: fs.Dtype) -> str:
     """Return the message for a value that cannot be read as the type of its column."""
-    expected = {
-        "int64": "int64: a whole number of 64 bits (a time: ISO 8601 or milliseconds, UTC)",
-        "double": "double: a number",
-        "string": "string: a text",
-    }[dtype]
+    as_time = " (a time: ISO 8601 or milliseconds, UTC)" if dtype == "int64" else ""
     return (
-        f"found {found}, expected {expected}. Correct the value, leave it empty (a missing value is "
-        f"allowed), or train with another `dtype` of the feature."
+        f"found {found}, expected {dtype}: {DTYPES[dtype].meaning}{as_time}. Correct the value, "
+        f"leave it empty (a missing value is allowed), or train with another `dtype` of the feature."
     )
 
 
@@ -153,5 +150,4 @@ def _without_missing(value: pl.Expr, dtype: fs.Dtype) -> pl.Expr:
     """Return a value with null for what the wire writes as missing."""
     if dtype == "double":
         return value.fill_nan(None)
-    missing = fs.INT64_MIN if dtype == "int64" else ""
-    return pl.when(value != missing).then(value)
+    return pl.when(value != DTYPES[dtype].missing).then(value)
