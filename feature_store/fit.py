@@ -308,7 +308,7 @@ def _in_normal_form(rows: pl.LazyFrame, raw: Iterable[fs.RawColumn]) -> pl.LazyF
         if each.name not in found:
             raise DataError(missing_column(each.name, found.names()))
         form = normal_form(each, found[each.name])
-        if form.wrong is not None:
+        if form.refusals:
             raise DataError(
                 f"column {each.name!r}: found {found[each.name]}, expected {each.dtype} in normal form: "
                 f"some values may have none. Bring the rows to it by `normalise` first."

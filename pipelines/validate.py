@@ -291,14 +291,15 @@ def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
     from headwater.feature_store import fit
     from headwater.feature_store.encoders import Calendar
+    from headwater.feature_store.readings import Fail, read
     from headwater.pipelines.data import columns, staging
 
     name = source.job.features.label
-    checks: dict[str, Callable[[pl.DataFrame, columns.Fail], pl.DataFrame]] = {
+    checks: dict[str, Callable[[pl.DataFrame, Fail], pl.DataFrame]] = {
         column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
         for column, raw in source.raw.items()
     }
-    checks[name] = lambda frame, fail: columns.evaluate(
+    checks[name] = lambda frame, fail: read(
         frame, [columns.label_column(name, frame.schema[name])], fail
     )
     # What a fit learns of these can refuse them, and is small.
