@@ -144,12 +144,20 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _extras_of(module: str) -> list[str]:
     """Return the extras of Headwater that bring `module`; `dev` only if no other does."""
-    wanted = _DISTRIBUTION_OF.get(module, module.replace("_", "-")).lower()
-    extras: list[str] = []
-    for requirement in metadata.requires("headwater") or []:
-        found = re.match(r"""([\w.-]+).*extra == ["']([\w-]+)["']""", requirement)
-        if found and found[1].lower().replace("_", "-") == wanted:
-            extras.append(found[2])
+    # Late, as it is needed by this error alone.
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    wanted = canonicalize_name(_DISTRIBUTION_OF.get(module, module))
+    markers = [
+        requirement.marker
+        for requirement in map(Requirement, metadata.requires("headwater") or [])
+        if requirement.marker is not None and canonicalize_name(requirement.name) == wanted
+    ]
+    known = metadata.metadata("headwater").get_all("Provides-Extra") or []
+    extras = [
+        extra for extra in known if any(marker.evaluate({"extra": extra}) for marker in markers)
+    ]
     return [extra for extra in extras if extra != "dev"] or extras
 
 
