@@ -8,7 +8,7 @@ import msgspec
 
 from headwater.feature_store.errors import OutputError
 from headwater.pipelines.output import locked, rename_new, sync_tree, write_whole, writing
-from headwater.pipelines.score import versions
+from headwater.pipelines.scoring.score import versions
 from headwater.serving.manifest import MANIFEST_NAME, Manifest
 from headwater.serving.release import load_release
 
