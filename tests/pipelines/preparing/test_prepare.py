@@ -218,8 +218,8 @@ def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch, job
     first = prepare(job, Path("a"))
     for name, rows in (
         ("data.formats.CHUNK_ROWS", 100),
-        ("data.staging.CHUNK_ROWS", 200),
-        ("data.staging.PART_ROWS", 500),
+        ("preparing.staging.CHUNK_ROWS", 200),
+        ("preparing.staging.PART_ROWS", 500),
     ):
         monkeypatch.setattr(f"headwater.pipelines.{name}", rows)
     monkeypatch.setattr("headwater.pipelines.data.delimited.BLOCK_BYTES", 4000)
@@ -294,6 +294,13 @@ def test_a_folder_without_its_last_file_is_not_prepared_data(
         prepare(job_of())
     (prepared.path / "prepared.json").write_text("{")
     with pytest.raises(ShardError, match=r"prepared\.json: cannot be read"):
+        load_prepared(prepared.path)
+
+
+def test_prepared_data_of_another_format_is_refused_with_the_remedy(prepared: Prepared) -> None:
+    about = prepared.path / "prepared.json"
+    about.write_text(about.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(ShardError, match=r"of format 1, .* reads 2\. Prepare and train again"):
         load_prepared(prepared.path)
 
 
