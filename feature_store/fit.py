@@ -35,10 +35,10 @@ _TENSORS = {
     "logit": "the output before the sigmoid",
     "log_rate": "the correction for sampled negatives",
 }
-"""What the graph of a release, whose inputs are named as raw columns, calls its own values."""
+"""Names that a release uses itself beside those of raw columns, which are its inputs."""
 
 Partial = Mapping[str, pl.DataFrame]
-"""What some rows teach, by feature: a column `key`, and integer columns that add up."""
+"""Counts or sums of some rows, by feature: a column `key`, and integer columns that add up."""
 
 _NOTHING = fs.Schema(raw=(), columns=())
 

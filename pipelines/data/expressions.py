@@ -27,7 +27,7 @@ _SEVERAL_ROWS = re.compile(
     |string_agg|unnest|explode""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""What stands before a parenthesis where more than one row is looked at."""
+"""Words before a parenthesis where more than one row is looked at."""
 _SQL_ERRORS = (pl.exceptions.SQLInterfaceError, pl.exceptions.SQLSyntaxError)
 
 

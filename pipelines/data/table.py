@@ -49,7 +49,7 @@ class Table:
 
     @property
     def path(self) -> str:
-        """What errors call the table: its file, or its first file and how many there are."""
+        """The table's name in errors: its file, or its first file and how many there are."""
         more = len(self.files) - 1
         return self.files[0].path + (f" (and {more} more files)" if more else "")
 
