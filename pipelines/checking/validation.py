@@ -7,14 +7,13 @@ to a temporary folder.
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headwater.feature_store.errors import InputError, JobError
+from headwater.feature_store.errors import InputError, JobError, did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
@@ -275,15 +274,16 @@ def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
     from headwater.feature_store import fit
     from headwater.feature_store.encoders import Calendar
+    from headwater.feature_store.readings import Fail, read
     from headwater.pipelines.data import columns
     from headwater.pipelines.preparing import staging
 
     name = source.job.features.label
-    checks: dict[str, Callable[[pl.DataFrame, columns.Fail], pl.DataFrame]] = {
+    checks: dict[str, Callable[[pl.DataFrame, Fail], pl.DataFrame]] = {
         column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
         for column, raw in source.raw.items()
     }
-    checks[name] = lambda frame, fail: columns.evaluate(
+    checks[name] = lambda frame, fail: read(
         frame, [columns.label_column(name, frame.schema[name])], fail
     )
     # What a fit learns of these can refuse them, and is small.
@@ -362,8 +362,7 @@ def _check_splits(job: Job, result: Validation) -> None:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return did_you_mean(name, known) or f" Known: {', '.join(known)}."
 
 
 def _list(value: str | list[str] | None) -> list[str]:

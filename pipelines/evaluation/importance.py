@@ -90,7 +90,7 @@ def gate_values(network: Network, sample: Batch, schema: Schema) -> list[Gate]:
 
 def _places(schema: Schema) -> list[tuple[str, tuple[str, slice]]]:
     """Return each column with the tensor of a batch that holds it, and its place there."""
-    codes = [(column.name, ("codes_BW", place)) for column, place in schema.slots()]
+    codes = [(column.name, ("codes_BW", place)) for column, place in schema.code_places()]
     dense = [(column.name, ("dense_BD", slice(i, i + 1))) for i, column in enumerate(schema.dense)]
     return codes + dense
 

@@ -5,12 +5,11 @@ Here means this machine, and as many processes as torchrun started.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
 import torch
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import JobError, did_you_mean
 from headwater.models.network import least_rows
 from headwater.pipelines.job import Job, read_model
 from headwater.pipelines.ranks import Ranks
@@ -40,8 +39,7 @@ def _choose_device(job: Job, ranks: Ranks) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        near = difflib.get_close_matches(wanted, ("auto", "cpu", "cuda"), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(wanted, ("auto", "cpu", "cuda"))
         raise JobError(
             f"train.device: unknown device {wanted!r}.{hint} Expected auto, cpu, cuda or cuda:N."
         ) from None

@@ -235,7 +235,7 @@ def test_rows_without_a_group_are_in_no_group_and_are_counted(tmp_path: Path) ->
 
 def test_importance_is_the_drop_of_the_columns_that_decide(click_schema: fs.Schema) -> None:
     sample = _sample(click_schema, rows=2000)
-    place = {column.name: slots for column, slots in click_schema.slots()}["city"]
+    place = {column.name: place for column, place in click_schema.code_places()}["city"]
 
     def logits(batch: Batch) -> torch.Tensor:
         return batch.codes_BW[:, place].sum(1) + 20 * batch.dense_BD[:, 0]

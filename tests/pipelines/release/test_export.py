@@ -83,7 +83,7 @@ def test_golden_rows_take_the_branches_of_missing_and_unknown(
     assert len(real) + len(made) == 32
     assert len(real) >= 24
     codes, _ = encoded(click_schema, made)
-    for column, place in click_schema.slots():
+    for column, place in click_schema.code_places():
         assert 0 in codes[:, place], column.name
         if column.name in ("user", "tags", "seen"):
             assert 1 in codes[:, place], column.name
