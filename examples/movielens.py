@@ -26,7 +26,7 @@ for column in prepared.schema.columns:
 # %% Train, then measure the best epoch on validation and test data.
 run = train(job, prepared)
 metrics = evaluate(run)
-print({split: round(metrics[split]["auc"], 4) for split in ("valid", "test")})
+print({split: values["auc"] for split, values in metrics.metrics.items()})
 
 # %% The report is one HTML file.
 print(write_report(run.path))

@@ -1,1 +1,1 @@
-"""What a feature is: schema, encoders as programs with two compilers, encoded shards."""
+"""Features: schema, encoders as programs with two compilers, encoded shards."""

@@ -26,7 +26,7 @@ _EXACT_DIGITS = 15
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What becomes of the values of a column."""
+    """The values of a column in another type, and which of them are wrong."""
 
     value: pl.Expr
     """In the wanted type; null where the value is missing or wrong."""
@@ -235,4 +235,4 @@ _OTHER_RULES: dict[type[pl.DataType], tuple[tuple[Callable[[pl.DataType], bool],
     ),
     pl.Boolean: ((lambda found: isinstance(found, pl.String), _truth),),
 }
-"""How other types are read, by what they are read from."""
+"""Rules for the other wanted types, by what they are read from."""

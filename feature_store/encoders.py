@@ -31,7 +31,7 @@ CALENDAR_PARTS = {"hour": 24, "weekday": 7, "weekend": 2, "hour_of_week": 168}
 
 
 class Declared(Config):
-    """What every encoder has."""
+    """The part that all encoders have."""
 
     name: str = Field(min_length=1)
     """Name of the feature; unique in the job."""

@@ -15,6 +15,9 @@
 A message says where, what was found, what was expected, and the remedy.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class HeadwaterError(Exception):
     """Base of every error that Headwater raises on purpose; `exit_status` is the process's status."""
@@ -62,3 +65,9 @@ class ParityError(HeadwaterError):
 
 class OutputError(HeadwaterError):
     """A result could not be written, as on a full disk; what was there before is untouched."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the sentence that names the nearest known name, to follow another; '' where none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

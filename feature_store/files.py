@@ -1,4 +1,4 @@
-"""What tells one file from another: its content. Light, so that every part may import it."""
+"""SHA-256 of files. Light, so that every part may import it."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ _TENSORS = {
     "logit": "the output before the sigmoid",
     "log_rate": "the correction for sampled negatives",
 }
-"""What the graph of a release, whose inputs are named as raw columns, calls its own values."""
+"""Names that a release uses itself beside those of raw columns, which are its inputs."""
 
 Partial = Mapping[str, pl.DataFrame]
-"""What some rows teach, by feature: a column `key`, and integer columns that add up."""
+"""Counts or sums of some rows, by feature: a column `key`, and integer columns that add up."""
 
 _NOTHING = fs.Schema(raw=(), columns=())
 
@@ -308,7 +308,7 @@ def _in_normal_form(rows: pl.LazyFrame, raw: Iterable[fs.RawColumn]) -> pl.LazyF
         if each.name not in found:
             raise DataError(missing_column(each.name, found.names()))
         form = normal_form(each, found[each.name])
-        if form.wrong is not None:
+        if form.refusals:
             raise DataError(
                 f"column {each.name!r}: found {found[each.name]}, expected {each.dtype} in normal form: "
                 f"some values may have none. Bring the rows to it by `normalise` first."

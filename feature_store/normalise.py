@@ -7,17 +7,17 @@ INT64_MIN are one thing afterwards: null. A list is one of those three types by 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from decimal import Decimal
+from typing import NoReturn
 
-import numpy as np
 import polars as pl
 import polars.selectors as cs
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.convert import Conversion, convert, element_type, is_integer
-from headwater.feature_store.errors import DataError
+from headwater.feature_store.dtypes import DTYPES
+from headwater.feature_store.errors import DataError, did_you_mean
+from headwater.feature_store.readings import Reading, Refusal, read
 
 POLARS_TYPES: dict[fs.Dtype, pl.DataType] = {
     "int64": pl.Int64(),
@@ -50,21 +50,15 @@ def normalise(frame: pl.DataFrame, raw: Sequence[fs.RawColumn]) -> pl.DataFrame:
     for each in raw:
         if each.name not in frame.columns:
             raise DataError(missing_column(each.name, frame.columns))
+
+    def fail(row: int, column: str, message: str) -> NoReturn:
+        raise DataError(f"row {row + 1}, column {column!r}: {message}")
+
     forms = [normal_form(each, frame.schema[each.name]) for each in raw]
-    for each, form in zip(raw, forms, strict=True):
-        if form.wrong is None:
-            continue
-        for row in frame.select(form.wrong).to_series().arg_true().head(1):
-            found = shown_at(frame.get_column(each.name), row)
-            raise DataError(
-                f"row {row + 1}, column {each.name!r}: {wrong_value(found, each.dtype)}"
-            )
-    return frame.with_columns(
-        form.value.alias(each.name) for each, form in zip(raw, forms, strict=True)
-    )
+    return frame.with_columns(read(frame, forms, fail).get_columns())
 
 
-def normal_form(raw: fs.RawColumn, found: pl.DataType) -> Conversion:
+def normal_form(raw: fs.RawColumn, found: pl.DataType) -> Reading:
     """Return a raw column, which the data has as type `found`, in normal form.
 
     Raises DataError where no value of that type can become the wanted one.
@@ -81,11 +75,12 @@ def normal_form(raw: fs.RawColumn, found: pl.DataType) -> Conversion:
     if not raw.is_list:
         converted = convert(source, found, wanted)
         assert converted is not None
-        return Conversion(_without_missing(converted.value, raw.dtype), converted.wrong)
+        value = _without_missing(converted.value, raw.dtype)
+        return Reading(raw.name, raw.name, value, _refusals(converted, raw.dtype))
     converted = convert(source, found, pl.List(wanted))
     assert converted is not None
     entries = converted.value.list.eval(_without_missing(pl.element(), raw.dtype))
-    return Conversion(entries, converted.wrong)
+    return Reading(raw.name, raw.name, entries, _refusals(converted, raw.dtype))
 
 
 def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
@@ -105,37 +100,23 @@ def infer_dtype(name: str, dtype: pl.DataType) -> fs.RawColumn:
 
 def missing_column(name: str, columns: Sequence[str]) -> str:
     """Return the message for a column that the data does not have, with the nearest name it has."""
-    near = difflib.get_close_matches(name, columns, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, columns)
     return f"column {name!r} is not in the data, which has: {', '.join(columns)}.{hint}"
 
 
 def wrong_value(found: str, dtype: fs.Dtype) -> str:
     """Return the message for a value that cannot be read as the type of its column."""
-    expected = {
-        "int64": "int64: a whole number of 64 bits (a time: ISO 8601 or milliseconds, UTC)",
-        "double": "double: a number",
-        "string": "string: a text",
-    }[dtype]
+    as_time = " (a time: ISO 8601 or milliseconds, UTC)" if dtype == "int64" else ""
     return (
-        f"found {found}, expected {expected}. Correct the value, leave it empty (a missing value is "
-        f"allowed), or train with another `dtype` of the feature."
+        f"found {found}, expected {dtype}: {DTYPES[dtype].meaning}{as_time}. Correct the value, "
+        f"leave it empty (a missing value is allowed), or train with another `dtype` of the feature."
     )
 
 
-def shown_at(column: pl.Series, row: int) -> str:
-    """Return a value as messages show it: a list by its entries, a decimal by its digits."""
-    column = column.alias("values")
-    if isinstance(column.dtype, pl.List | pl.Array):
-        entries = column[row]
-        return f"[{', '.join(shown_at(entries, place) for place in range(len(entries)))}]"
-    if isinstance(column.dtype, pl.Date | pl.Datetime):
-        # Python has no times beyond the year 9999.
-        number = column.to_physical()[row]
-        unit = "D" if isinstance(column.dtype, pl.Date) else column.dtype.time_unit
-        return "None" if number is None else str(np.datetime64(number, unit)).replace("T", " ")
-    value = column[row]
-    return str(value) if isinstance(value, Decimal) else repr(value)
+def _refusals(form: Conversion, dtype: fs.Dtype) -> tuple[Refusal, ...]:
+    if form.wrong is None:
+        return ()
+    return (Refusal(form.wrong, lambda value: wrong_value(value, dtype)),)
 
 
 def _refused_type(found: pl.DataType, dtype: fs.Dtype) -> str:
@@ -155,5 +136,4 @@ def _without_missing(value: pl.Expr, dtype: fs.Dtype) -> pl.Expr:
     """Return a value with null for what the wire writes as missing."""
     if dtype == "double":
         return value.fill_nan(None)
-    missing = fs.INT64_MIN if dtype == "int64" else ""
-    return pl.when(value != missing).then(value)
+    return pl.when(value != DTYPES[dtype].missing).then(value)

@@ -20,16 +20,11 @@ from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 from headwater.feature_store import onnx_times
 from headwater.feature_store import schema as fs
+from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.onnx_graph import LEAST_OPSET, EncoderGraph, Tensor, free_prefix
 
 COMPARED_EDGES = 128
 """Up to so many edges are compared one and all; more take a binary search."""
-
-_ELEMENTS: dict[fs.Dtype, int] = {
-    "int64": TensorProto.INT64,
-    "double": TensorProto.DOUBLE,
-    "string": TensorProto.STRING,
-}
 
 Dim = str | int
 
@@ -47,7 +42,7 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
     for column in schema.raw:
         rows = batch.get(column.name, "N")
         width = f"{column.name}.L" if column.is_list else 1
-        graph.inputs.append(_info(Tensor(column.name, _ELEMENTS[column.dtype]), [rows, width]))
+        graph.inputs.append(_info(Tensor(column.name, _element(column.dtype)), [rows, width]))
         if column.is_list:
             length = Tensor(f"{column.name}.length", TensorProto.INT64)
             graph.inputs.append(_info(length, [rows, 1]))
@@ -65,7 +60,7 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
             rows_of[column.name] = _joint_rows([rows_of[name] for name in column.inputs])
         else:
             source = raw[column.inputs[0]]
-            wire = Tensor(source.name, _ELEMENTS[source.dtype])
+            wire = Tensor(source.name, _element(source.dtype))
             length = Tensor(f"{wire.name}.length", TensorProto.INT64)
             rows_of[column.name] = batch.get(source.name, "N")
             while isinstance(steps[0], fs.Split | fs.Time):
@@ -117,6 +112,10 @@ def _split(graph: EncoderGraph, text: Tensor, step: fs.Split) -> tuple[Tensor, T
 
 def _info(tensor: Tensor, dims: Sequence[Dim]) -> ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, tensor.element, list(dims))
+
+
+def _element(dtype: fs.Dtype) -> int:
+    return helper.np_dtype_to_tensor_dtype(DTYPES[dtype].numpy)
 
 
 def _joint_rows(rows: Sequence[Dim]) -> Dim:

@@ -18,13 +18,6 @@ _VERSIONS = {"ai.onnx.ml": 4, "com.microsoft": 1}
 IR_VERSION = 10
 """Version of the file format; onnxruntime reads it since 1.18."""
 
-_NUMPY: dict[int, Any] = {
-    TensorProto.INT64: np.int64,
-    TensorProto.DOUBLE: np.float64,
-    TensorProto.FLOAT: np.float32,
-    TensorProto.STRING: object,
-}
-
 
 class Tensor(NamedTuple):
     """A value of the graph: its name, and its element type as in TensorProto."""
@@ -91,7 +84,7 @@ class EncoderGraph:
 
     def constant(self, values: object, element: int = TensorProto.INT64) -> Tensor:
         """Return an initializer with these values; equal ones are stored once."""
-        array = np.asarray(values, dtype=_NUMPY[element])
+        array = np.asarray(values, dtype=helper.tensor_dtype_to_np_dtype(element))
         content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
         key = (element, content, array.shape)
         if key not in self._constants:

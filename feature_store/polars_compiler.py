@@ -8,7 +8,6 @@ and the streaming engine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -17,14 +16,8 @@ import polars_hash
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store import times
+from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.normalise import named
-
-WIRE_MISSING: dict[fs.Dtype, float | int | str] = {
-    "int64": fs.INT64_MIN,
-    "double": math.nan,
-    "string": "",
-}
-"""What a missing value is on the wire and in the graph."""
 
 
 def encode(schema: fs.Schema) -> list[pl.Expr]:
@@ -104,7 +97,7 @@ def _elementwise(raw: pl.Expr, dtype: fs.Dtype, steps: Sequence[fs.Step]) -> pl.
     first, *rest = steps
     if isinstance(first, fs.Time):
         raw, dtype, steps = times.milliseconds(raw), "int64", rest
-    wire = raw.fill_null(pl.lit(WIRE_MISSING[dtype]))
+    wire = raw.fill_null(pl.lit(DTYPES[dtype].missing))
     value = wire
     dense = False
     for step in steps:
@@ -118,7 +111,7 @@ def _elementwise(raw: pl.Expr, dtype: fs.Dtype, steps: Sequence[fs.Step]) -> pl.
 
 
 def _is_missing(wire: pl.Expr, dtype: fs.Dtype) -> pl.Expr:
-    return wire.is_nan() if dtype == "double" else wire == WIRE_MISSING[dtype]
+    return wire.is_nan() if dtype == "double" else wire == DTYPES[dtype].missing
 
 
 def _lookup(value: pl.Expr, step: fs.Lookup) -> pl.Expr:

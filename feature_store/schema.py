@@ -1,4 +1,4 @@
-"""What a fitted feature is: raw columns, programs of primitives, and the schema that joins them.
+"""Fitted features: raw columns, programs of primitives, and the schema that joins them.
 
 Light on purpose: only msgspec and the standard library, so that the online service reads the same
 types without polars, pyarrow or onnx. A schema is a JSON file; everything learned by `fit` is in
@@ -112,7 +112,7 @@ class Calendar(msgspec.Struct, frozen=True, tag="calendar"):
 
     @property
     def shift(self) -> int:
-        """What to add to a UTC time, modulo a week, so that 0 is Monday 0:00 on the local clock.
+        """The number to add to a UTC time, modulo a week, so that 0 is Monday 0:00 on the local clock.
 
         The epoch was a Thursday, three days after a Monday.
         """
@@ -157,7 +157,7 @@ class EncodedColumn(msgspec.Struct, frozen=True, kw_only=True):
     length: int = 1
     """Codes per example: 1 for a scalar, L for a list."""
     pooling: Literal["sum", "mean"] = "sum"
-    """How a list's embeddings become one; without meaning for a scalar."""
+    """The way in which a list's embeddings become one; without meaning for a scalar."""
 
     @property
     def is_dense(self) -> bool:
@@ -166,7 +166,7 @@ class EncodedColumn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def separator(self) -> str | None:
-        """What the program splits its text at, None where it reads the column as it is."""
+        """The separator at which the program splits its text, None where it reads the column as it is."""
         first = self.steps[0]
         return first.separator if isinstance(first, Split) else None
 
@@ -194,10 +194,10 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def width(self) -> int:
-        """W of `codes_BW`: one slot per scalar, L per list."""
+        """W of `codes_BW`: one place per scalar, L per list."""
         return sum(column.length for column in self.codes)
 
-    def slots(self) -> Iterator[tuple[EncodedColumn, slice]]:
+    def code_places(self) -> Iterator[tuple[EncodedColumn, slice]]:
         """Yield each code column with its slice of the columns of `codes_BW`."""
         start = 0
         for column in self.codes:

@@ -49,7 +49,7 @@ class ShardInfo(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a folder of shards holds."""
+    """The manifest of a folder of shards."""
 
     format_version: int
     schema_hash: str

@@ -14,7 +14,7 @@ PATTERN = (
     "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
     f"([T ]{_HOUR}:{_SIXTY}(:{_SIXTY}([.][0-9]{{1,9}})?)?(Z|[+-]{_HOUR}(:?{_SIXTY})?)?)?"
 )
-"""What the whole text of a time matches; whether its month has the day is not said in it."""
+"""The form of the whole text of a time; whether its month has the day is not said in it."""
 
 _MINUTE_US = 60_000_000
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import JobError, did_you_mean
 from headwater.feature_store.schema import Schema
 from headwater.models.base import Model, ModelConfig
 from headwater.models.batch import Batch
@@ -86,9 +85,8 @@ def column_problems(
             keys = [
                 key for key, value in config if isinstance(value, tuple | list) and name in value
             ]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            problems.append(f"model.{keys[0] if keys else slot}: {name!r} is not a feature. {hint}")
+            hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+            problems.append(f"model.{keys[0] if keys else slot}: {name!r} is not a feature.{hint}")
     return problems
 
 

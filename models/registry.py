@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import JobError, did_you_mean
 
 MODELS = {
     "logistic_regression": "headwater.models.ctr.logistic_regression:LogisticRegression",
@@ -24,8 +23,7 @@ def load_model(name: str) -> type[Any]:
     target = MODELS.get(name, name)
     module, _, attribute = target.partition(":")
     if not attribute:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, MODELS)
         raise JobError(
             f"model.type: unknown model {name!r}.{hint} Known: {', '.join(MODELS)}. "
             "Your own model is named as 'package.module:Class'."

@@ -8,7 +8,6 @@ Exit status: 0 done, 2 the user's input or usage is wrong, 130 interrupted, 1 an
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import sys
@@ -18,7 +17,7 @@ from importlib import metadata
 
 from cyclopts import App, CycloptsError
 
-from headwater.feature_store.errors import HeadwaterError
+from headwater.feature_store.errors import HeadwaterError, did_you_mean
 from headwater.pipelines.console import note, to_json
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -122,9 +121,9 @@ def _fail(text: str, status: int, *, as_json: bool) -> int:
 
 def _unknown_command(name: str) -> str:
     # Not left to cyclopts, which would import every command to look for a near name.
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"unknown command '{name}'.{hint} Commands: {', '.join(COMMANDS)}."
+    return (
+        f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+    )
 
 
 def _environment_text(error: BaseException) -> str | None:
@@ -163,12 +162,20 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _extras_of(module: str) -> list[str]:
     """Return the extras of Headwater that bring `module`; `dev` only if no other does."""
-    wanted = _DISTRIBUTION_OF.get(module, module.replace("_", "-")).lower()
-    extras: list[str] = []
-    for requirement in metadata.requires("headwater") or []:
-        found = re.match(r"""([\w.-]+).*extra == ["']([\w-]+)["']""", requirement)
-        if found and found[1].lower().replace("_", "-") == wanted:
-            extras.append(found[2])
+    # Late, as it is needed by this error alone.
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    wanted = canonicalize_name(_DISTRIBUTION_OF.get(module, module))
+    markers = [
+        requirement.marker
+        for requirement in map(Requirement, metadata.requires("headwater") or [])
+        if requirement.marker is not None and canonicalize_name(requirement.name) == wanted
+    ]
+    known = metadata.metadata("headwater").get_all("Provides-Extra") or []
+    extras = [
+        extra for extra in known if any(marker.evaluate({"extra": extra}) for marker in markers)
+    ]
     return [extra for extra in extras if extra != "dev"] or extras
 
 

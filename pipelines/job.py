@@ -30,8 +30,7 @@ from headwater.pipelines.job_errors import explain
 from headwater.pipelines.job_splits import Split
 
 if TYPE_CHECKING:
-    from headwater.models.base import ModelConfig
-    from headwater.models.ctr.base import CTRModel
+    from headwater.models.base import Model, ModelConfig
 
 
 def _no_draft(name: str) -> str:
@@ -251,8 +250,9 @@ class Train(Config):
     """Embedding tables."""
     dense: DenseOptimizer = DenseOptimizer()
     """Other weights."""
-    monitor: Literal["auc", "logloss", "gauc", "auc-logloss"] = "auc"
-    """Validation metric that decides; logloss is the only one that should fall."""
+    monitor: str | None = None
+    """Validation metric that decides, or several joined by '-', whose gains are summed, as auc-logloss; the
+    first metric of the model's family when absent."""
     min_delta: float = Field(default=1e-6, ge=0)
     """Improvement that counts."""
     patience: int = Field(default=2, gt=0)
@@ -355,14 +355,14 @@ def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
         raise JobError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def read_model(name: str, settings: Mapping[str, Any]) -> tuple[type[CTRModel], ModelConfig]:
+def read_model(name: str, settings: Mapping[str, Any]) -> tuple[type[Model], ModelConfig]:
     """Return the class that `model.type` names and its settings, with defaults.
 
     JobError has a line for each problem. It imports torch, which a sound job can do without.
     """
     from headwater.models.registry import load_model
 
-    model_class: type[CTRModel] = load_model(name)
+    model_class: type[Model] = load_model(name)
     config = model_class.config_class
     try:
         return model_class, config.model_validate(dict(settings))

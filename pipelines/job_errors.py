@@ -6,8 +6,7 @@ alternative of a type it tried: that name stands in no file, but may look like a
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -15,6 +14,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from headwater.feature_store.errors import did_you_mean
 
 _EXPECTED = {
     "model_type": "a table",
@@ -141,7 +142,7 @@ def _line(item: ErrorDetails, place: _Place) -> str:
     match item["type"]:
         case "extra_forbidden":
             known = getattr(place.config, "model_fields", {})
-            return f"{where}unknown key.{_near(item['loc'][-1], known)}"
+            return f"{where}unknown key.{did_you_mean(str(item['loc'][-1]), known)}"
         case "missing":
             return f"{where}required, but absent."
         case "too_short":
@@ -153,12 +154,12 @@ def _line(item: ErrorDetails, place: _Place) -> str:
             expected = f"Expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}."
             if item["type"] == "union_tag_not_found":
                 return f"{place.path}.{tag}: required, but absent. {expected}"
-            return (
-                f"{place.path}.{tag}: unknown {value[tag]!r}.{_near(value[tag], known)} {expected}"
-            )
+            hint = did_you_mean(str(value[tag]), known)
+            return f"{place.path}.{tag}: unknown {value[tag]!r}.{hint} {expected}"
         case "literal_error":
             known = [each for member in _members(place.kind)[0] for each in get_args(member)]
-            return f"{where}expected {_expected(item)}, found {_shown(value)}.{_near(value, known)}"
+            hint = did_you_mean(str(value), map(str, known))
+            return f"{where}expected {_expected(item)}, found {_shown(value)}.{hint}"
         case _:
             pass
     if expected := _expected(item):
@@ -171,11 +172,6 @@ def _expected(item: ErrorDetails) -> str | None:
     """Return what should have been there; None where pydantic says what is wrong instead."""
     prefix, _, said = item["msg"].partition("Input should be ")
     return _EXPECTED.get(item["type"]) or (None if prefix else said)
-
-
-def _near(word: object, known: Iterable[object]) -> str:
-    near = difflib.get_close_matches(str(word), sorted(map(str, known)), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _shown(value: object) -> str:

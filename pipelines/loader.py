@@ -31,6 +31,11 @@ class Loader:
     def __len__(self) -> int:
         return len(self.reader)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the split, of all ranks."""
+        return len(self.reader.shards)
+
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `start_batch` on."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self._prefetch)

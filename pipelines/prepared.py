@@ -24,7 +24,7 @@ from headwater.feature_store.files import file_sha256
 from headwater.feature_store.schema import Schema, read_schema
 from headwater.feature_store.shards import MANIFEST, ShardSet, read_manifest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ABOUT, SCHEMA, STATISTICS, SAMPLE = (
     "prepared.json",
     "schema.json",
@@ -127,8 +127,8 @@ def load_prepared(path: Path) -> Prepared:
         raise ShardError(f"{path / ABOUT}: cannot be read: {error}. {_REMEDY}") from None
     if about.format_version != FORMAT_VERSION:
         raise ShardError(
-            f"{path}: format version {about.format_version}, this Headwater reads {FORMAT_VERSION}. "
-            f"{_REMEDY}"
+            f"{path}: prepared data of format {about.format_version}, this Headwater reads {FORMAT_VERSION}. "
+            f"Prepare and train again, or use the version of Headwater that made it."
         )
     for name, expected in about.files.items():
         if not (path / name).exists():

@@ -9,6 +9,7 @@ from headwater.models.base import ModelConfig
 from headwater.models.network import Network, build_network
 from headwater.models.placement.settings import LearnSettings
 from headwater.models.tables.embeddings import Mode
+from headwater.pipelines.family import family_of
 from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.ranks import Ranks, find_ranks
 
@@ -22,10 +23,11 @@ def resolve(job: Job) -> Job:
     section = {"type": job.model.type, **config.model_dump(mode="json")}
     mode, lr = how_tables_learn(job)
     sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
+    monitor = job.train.monitor or family_of(job).monitor
     return job.model_copy(
         update={
             "model": ModelSection.model_validate(section),
-            "train": job.train.model_copy(update={"sparse": sparse}),
+            "train": job.train.model_copy(update={"sparse": sparse, "monitor": monitor}),
         }
     )
 

@@ -17,9 +17,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
-from headwater.feature_store.errors import InputError
+from headwater.feature_store.errors import InputError, did_you_mean
 
 
 class RequestError(InputError):
@@ -102,9 +101,8 @@ class Misfit(Exception):  # noqa: N818  # never leaves the package: `at` makes i
 def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for a name that is not known, with the nearest one that is."""
     known = list(known)
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {shorten(', '.join(known))}"
-    return f"{where}: unknown {kind} {shorten(name)!r}{hint}"
+    hint = did_you_mean(name, known) or f" Known: {shorten(', '.join(known))}."
+    return f"{where}: unknown {kind} {shorten(name)!r}.{hint}"
 
 
 def shorten(text: str, limit: int = 200) -> str:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from headwater.feature_store.schema import INT64_MIN, Dtype
+from headwater.feature_store.dtypes import DTYPES
+from headwater.feature_store.schema import Dtype
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
-_MISSING: dict[Dtype, int | str | None] = {"int64": INT64_MIN, "double": None, "string": ""}
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +38,8 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
         """Fill in what follows from the other fields."""
         if not self.shape:
             msgspec.structs.force_setattr(self, "shape", (-1, -1 if self.is_list else 1))
-        if self.missing is None:
-            msgspec.structs.force_setattr(self, "missing", _MISSING[self.dtype])
+        if self.missing is None and self.dtype != "double":
+            msgspec.structs.force_setattr(self, "missing", DTYPES[self.dtype].missing)
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):

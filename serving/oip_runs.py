@@ -19,11 +19,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.schema import Dtype
 from headwater.serving.messages import Datatype, InferInput
 from headwater.serving.tensors import NUMPY, Array, numbers
 
-DATATYPES: dict[Dtype, Datatype] = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
+DATATYPES: dict[Dtype, Datatype] = {dtype: facts.datatype for dtype, facts in DTYPES.items()}
 _BRACKET = ord("[")
 _MAX_WIDE = 4
 """Fixed-width strings may take this many times the bytes of the strings themselves."""

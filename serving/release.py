@@ -9,17 +9,11 @@ import numpy as np
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.feature_store.files import file_sha256
-from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import RequestError
 from headwater.serving.manifest import FORMAT_VERSION, MANIFEST_NAME, MODEL_NAME, Manifest
 from headwater.serving.scorer import Scorer, open_session
 from headwater.serving.signature import columns_to_arrays
 
-GRAPH_TYPES: dict[Dtype, str] = {
-    "int64": "tensor(int64)",
-    "double": "tensor(double)",
-    "string": "tensor(string)",
-}
 _AGAIN = "export the release again"
 
 
@@ -99,7 +93,7 @@ def _open(path: Path, manifest: Manifest) -> Scorer:
             f"{_AGAIN}"
         )
     scorer = Scorer(session, manifest)
-    expected = {name: GRAPH_TYPES[t.dtype] for name, t in scorer.signature.tensors.items()}
+    expected = {name: f"tensor({t.dtype})" for name, t in scorer.signature.tensors.items()}
     found = {node.name: node.type for node in session.get_inputs()}
     if found != expected:
         differ = sorted(found.items() ^ expected.items())

@@ -27,19 +27,18 @@ _VALUES: dict[Dtype, JsonSchema] = {
     "double": {"type": ["number", "boolean", "null"]},
     "string": {"type": ["string", "null"]},
 }
-_NAMES: dict[Dtype, str] = {"int64": "Int64", "double": "Double", "string": "String"}
 _EXAMPLES: dict[Dtype, Any] = {"int64": 1, "double": 0.5, "string": "a"}
 
 COMPONENTS: dict[str, JsonSchema] = {
     **{
-        _NAMES[dtype]: {"description": "A value; null is missing.", **schema}
+        dtype.capitalize(): {"description": "A value; null is missing.", **schema}
         for dtype, schema in _VALUES.items()
     },
     **{
-        f"{_NAMES[dtype]}List": {
+        f"{dtype.capitalize()}List": {
             "description": "The entries of a list; null is an empty one.",
             "type": ["array", "null"],
-            "items": {"$ref": f"#/components/schemas/{_NAMES[dtype]}"},
+            "items": {"$ref": f"#/components/schemas/{dtype.capitalize()}"},
         }
         for dtype in _VALUES
     },
@@ -155,11 +154,11 @@ def _object(properties: dict[str, JsonSchema]) -> JsonSchema:
 
 def _value(column: Input) -> JsonSchema:
     suffix = "List" if column.is_list else ""
-    return {"$ref": f"#/components/schemas/{_NAMES[column.dtype]}{suffix}"}
+    return {"$ref": f"#/components/schemas/{column.dtype.capitalize()}{suffix}"}
 
 
 def _tensor(tensor: Input) -> JsonSchema:
-    value = {"$ref": f"#/components/schemas/{_NAMES[tensor.dtype]}"}
+    value = {"$ref": f"#/components/schemas/{tensor.dtype.capitalize()}"}
     width = (
         {"type": "integer", "minimum": 0, "maximum": MAX_CELLS} if tensor.is_list else {"const": 1}
     )

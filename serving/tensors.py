@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import simdjson
 
+from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving import loose_json
 from headwater.serving.errors import Misfit, RequestError, shorten
@@ -25,17 +26,8 @@ from headwater.serving.errors import Misfit, RequestError, shorten
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 
-NUMPY: dict[Dtype, np.dtype[Any]] = {
-    "int64": np.dtype(np.int64),
-    "double": np.dtype(np.float64),
-    "string": np.dtype(object),
-}
-MISSING: dict[Dtype, int | float | str] = {"int64": INT64_MIN, "double": np.nan, "string": ""}
-EXPECTED: dict[Dtype, str] = {
-    "int64": "an integer of 64 bits or null",
-    "double": "a number or null",
-    "string": "a string or null",
-}
+NUMPY = {dtype: facts.numpy for dtype, facts in DTYPES.items()}
+MISSING = {dtype: facts.missing for dtype, facts in DTYPES.items()}
 _TIME_HINT = " (a datetime is milliseconds UTC since 1970)"
 _EXACT: dict[Dtype, frozenset[type]] = {
     "int64": frozenset({int, bool}),
@@ -95,7 +87,7 @@ def _value(value: object, dtype: Dtype) -> object:
 def _expected(value: object, dtype: Dtype) -> str:
     """Return what is expected where `value` was found: a text that is no number may be meant as a time."""
     may_be_time = dtype == "int64" and isinstance(value, str) and not value.lstrip("-").isdecimal()
-    return EXPECTED[dtype] + (_TIME_HINT if may_be_time else "")
+    return f"{DTYPES[dtype].meaning} or null{_TIME_HINT if may_be_time else ''}"
 
 
 def ragged(rows: Sequence[object], dtype: Dtype) -> tuple[Array, Array]:

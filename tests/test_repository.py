@@ -22,7 +22,9 @@ LOCKS = ROOT / "infra" / "locks"
 CODE = ("feature_store", "models", "pipelines", "serving")
 
 # Of feature_store, serving takes only what is light.
-LIGHT_FEATURE_STORE = {f"headwater.feature_store.{name}" for name in ("errors", "files", "schema")}
+LIGHT_FEATURE_STORE = {
+    f"headwater.feature_store.{name}" for name in ("dtypes", "errors", "files", "schema")
+}
 # Only pipelines writes releases, so only it reads serving: the manifest, which is the contract.
 FORBIDDEN = {
     "feature_store": {"torch", "torchrec", "models", "pipelines", "serving"},

@@ -45,7 +45,7 @@ class SlotLayout:
 def lay_out(schema: Schema, slots: Mapping[str, Slot]) -> tuple[SlotLayout, ...]:
     """Return the layout of each slot, whose columns the schema must have."""
     known = {column.name: column for column in schema.columns}
-    code_places = {column.name: place for column, place in schema.slots()}
+    code_places = {column.name: place for column, place in schema.code_places()}
     dense_places = {column.name: i for i, column in enumerate(schema.dense)}
     layouts: list[SlotLayout] = []
     for name, slot in slots.items():

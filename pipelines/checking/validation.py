@@ -18,6 +18,7 @@ import polars as pl
 from headwater.feature_store import fit
 from headwater.feature_store.encoders import Calendar, Codes, Column
 from headwater.feature_store.errors import InputError, JobError
+from headwater.feature_store.readings import Fail, read
 from headwater.pipelines.data import columns
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.names import LABEL
@@ -215,11 +216,11 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
 def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
     name = source.job.features.label
-    checks: dict[str, Callable[[pl.DataFrame, columns.Fail], pl.DataFrame]] = {
+    checks: dict[str, Callable[[pl.DataFrame, Fail], pl.DataFrame]] = {
         column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
         for column, raw in source.raw.items()
     }
-    checks[name] = lambda frame, fail: columns.evaluate(
+    checks[name] = lambda frame, fail: read(
         frame, [columns.label_column(name, frame.schema[name])], fail
     )
     # What a fit learns of these can refuse them, and is small.

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from headwater.pipelines.console import emit
 from headwater.pipelines.options import AsJson
 
@@ -124,7 +126,8 @@ def diagnose(versions: Versions) -> Diagnosis:
 
 def _fbgemm_problems(versions: Versions) -> list[Problem]:
     """Return at most one problem: the fix of the first also mends those that follow from it."""
-    fits = FBGEMM_OF_TORCH.get(_minor(versions.torch or ""))
+    assert versions.torch is not None, "fbgemm is judged by its torch"
+    fits = FBGEMM_OF_TORCH.get(_minor(versions.torch))
     wanted = (
         "fbgemm-gpu" if versions.has_driver and versions.torch_build == "cuda" else "fbgemm-gpu-cpu"
     )
@@ -264,7 +267,9 @@ def _version(distribution: str) -> str | None:
 
 
 def _minor(version: str) -> str:
-    return ".".join(version.partition("+")[0].split(".")[:2])
+    """Return the version up to its minor number, as `2.13`."""
+    parsed = Version(version)
+    return f"{parsed.major}.{parsed.minor}"
 
 
 def _pip(requirement: str, *, deps: bool = True) -> str:

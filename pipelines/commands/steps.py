@@ -185,13 +185,13 @@ def _run_folder(path: Path) -> Path:
 
 def _evaluated(paths: Sequence[Path]) -> list[Path]:
     """Return the runs that can be compared; RunError where there is none."""
-    from headwater.pipelines.reporting.report import EVALUATION_NAME
+    from headwater.pipelines.runs.run import EVALUATION
 
     chosen: list[Path] = []
     for path in paths:
         if path.is_file():
             continue
-        if (path / "job.toml").is_file() and not (path / EVALUATION_NAME).is_file():
+        if (path / "job.toml").is_file() and not (path / EVALUATION).is_file():
             note(
                 f"{path}: left out, it was not evaluated yet. Go on with `headwater train --resume "
                 f"{path}` if training has not ended, then `headwater evaluate --run {path}`."
@@ -278,25 +278,22 @@ def evaluate_and_report(run: Run) -> dict[str, Any]:
     from headwater.pipelines import evaluate as evaluate_run
     from headwater.pipelines import write_report
 
-    metrics = evaluate_run(run)
+    found = evaluate_run(run)
     page = write_report(run.path)
     return {
         "run": run.path,
         "report": page,
-        "metrics": {split: metrics[split] for split in ("valid", "test") if split in metrics},
-        "rows_per_second": metrics["rows_per_second"],
-        "peak_rss_mb": metrics["peak_rss_mb"],
+        "metrics": found.metrics,
+        "rows_per_second": found.training.rows_per_second,
+        "peak_rss_mb": found.training.peak_rss_mb,
     }
 
 
 def _ending(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Return why training ended, for JSON, and lines of text where it should go on."""
-    from headwater.pipelines.training.plateau import unfinished
-
-    training = run.read("metrics.json")["training"]
-    told = unfinished(training)
-    ending = {"stopped": training["stopped"], "still_improving": told is not None}
-    return ending, [] if told is None else [told]
+    training = run.metrics.training
+    ending = {"stopped": training.stopped, "still_improving": training.still_improving}
+    return ending, [] if training.remedy is None else [training.remedy]
 
 
 def summary(result: dict[str, Any]) -> str:

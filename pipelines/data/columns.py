@@ -7,7 +7,7 @@ evaluates the columns can name the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -17,13 +17,8 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store import times
 from headwater.feature_store.convert import convert, double_of_text, element_type
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.normalise import (
-    infer_dtype,
-    named,
-    normal_form,
-    shown_at,
-    wrong_value,
-)
+from headwater.feature_store.normalise import infer_dtype, named, normal_form
+from headwater.feature_store.readings import Fail, Reading, Refusal, read
 from headwater.pipelines.data.names import (
     GROUP,
     LABEL,
@@ -40,28 +35,11 @@ from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, Split,
 
 Types = Mapping[str, pl.DataType]
 
-Fail = Callable[[int, str, str], None]
-"""Raises DataError for a row of a frame, a raw column and a message."""
-
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Rows that are refused, and the message for the raw value found in the first of them."""
+class StagedColumn(Reading):
+    """One column as it is staged."""
 
-    rows: pl.Expr
-    """True where the row is refused, never null."""
-    message: Callable[[str], str]
-    """Of the value as `shown_at` gives it."""
-
-
-@dataclass(frozen=True, slots=True)
-class StagedColumn:
-    """One column as it is staged, read off one raw column."""
-
-    name: str
-    column: str
-    value: pl.Expr
-    refusals: tuple[Refusal, ...] = ()
     parses_text: bool = False
     """True where numbers or times are read from text, which costs too much to do in every pass."""
 
@@ -96,24 +74,9 @@ def time_column(features: Features, rule: Split | None) -> str | None:
     return features.time or (rule.column if isinstance(rule, TimeSplit) else None)
 
 
-def evaluate(frame: pl.DataFrame, columns: Sequence[StagedColumn], fail: Fail) -> pl.DataFrame:
-    """Return the staged columns of a frame; fails at the first value that is refused."""
-    # In one query, which computes what value and refusal share once.
-    refusals = [(each, refusal) for each in columns for refusal in each.refusals]
-    found = frame.select(
-        *(each.value.alias(each.name) for each in columns),
-        *(refusal.rows.alias(f"refused.{i}") for i, (_, refusal) in enumerate(refusals)),
-    )
-    for i, (each, refusal) in enumerate(refusals):
-        for row in found.get_column(f"refused.{i}").arg_true().head(1):
-            value = shown_at(frame.get_column(each.column), row)
-            fail(row, each.column, refusal.message(value))
-    return found.select(each.name for each in columns)
-
-
 def normal(frame: pl.DataFrame, raw: Mapping[str, fs.RawColumn], fail: Fail) -> pl.DataFrame:
     """Return raw columns in the encoders' normal form; fails at the first value that has none."""
-    staged = evaluate(frame, [_feature(column, frame.schema) for column in raw.values()], fail)
+    staged = read(frame, [_feature(column, frame.schema) for column in raw.values()], fail)
     return raw_rows(staged.lazy(), raw).collect()
 
 
@@ -140,13 +103,10 @@ def _feature(column: fs.RawColumn, types: Types) -> StagedColumn:
 def _read(name: str, raw: fs.RawColumn, types: Types) -> StagedColumn:
     """Return a raw column in normal form, staged as `name`; refuses a value that has none."""
     form = normal_form(raw, types[raw.name])
-    refusals: tuple[Refusal, ...] = ()
-    if form.wrong is not None:
-        refusals = (Refusal(form.wrong, lambda value: wrong_value(value, raw.dtype)),)
     found = types[raw.name]
     inner = element_type(found) if isinstance(found, pl.List | pl.Array) else found
     parses_text = isinstance(inner, pl.String) and raw.dtype != "string"
-    return StagedColumn(name, raw.name, form.value, refusals, parses_text)
+    return StagedColumn(name, raw.name, form.value, form.refusals, parses_text)
 
 
 def _weight(name: str, dtype: pl.DataType) -> StagedColumn:

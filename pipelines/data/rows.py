@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import polars as pl
 
 from headwater.feature_store.convert import Conversion, convert, is_integer
 from headwater.feature_store.errors import DataError, JobError
-from headwater.feature_store.normalise import named, shown_at
+from headwater.feature_store.normalise import named
+from headwater.feature_store.readings import Reading, Refusal, read, shown_at
 from headwater.feature_store.schema import Dtype
 from headwater.pipelines.data import expressions
 from headwater.pipelines.data.arrow_types import MAX_DIGITS
@@ -156,7 +157,7 @@ def _side(
     """Return a side table in memory, its keys checked against the rows so far."""
     found = side.read(list(dict.fromkeys([*keys, *columns])))
     on: list[pl.Expr] = []
-    own: dict[str, pl.Expr] = {}
+    own: list[Reading] = []
     for key in keys:
         wanted = _key_type(rows.schema[key], found.schema[key])
         ours = _as_key(key, rows.schema[key], wanted)
@@ -164,21 +165,21 @@ def _side(
         types = f"join key {key!r} is {found.schema[key]}, but {rows.schema[key]} in {rows_path}"
         if ours is None or theirs is None:
             raise DataError(f"{side.path}: {types}. Write both files with one type.")
-        wrong = [] if theirs.wrong is None else found.select(theirs.wrong).to_series().arg_true()
-        for row in wrong[:1]:
-            value = shown_at(found.get_column(key), row)
-            raise DataError(
-                f"{side.path}: {types}, and {value} cannot be read so. Write both files with one type."
-            )
         on.append(ours.value)
-        own[free_name("key", {*rows.columns, *columns, *own})] = theirs.value
-    frame = found.select(*(value.alias(name) for name, value in own.items()), *map(named, columns))
+        name = free_name("key", {*rows.columns, *columns, *(each.name for each in own)})
+        own.append(_key_reading(name, key, theirs, types))
+
+    def fail(_row: int, _column: str, message: str) -> NoReturn:
+        raise DataError(f"{side.path}: {message}")
+
+    names = [each.name for each in own]
+    frame = read(found, own, fail).hstack(found.select(map(named, columns)))
     frame = frame.with_columns(
-        pl.col(name).fill_nan(None) for name in own if frame.schema[name].is_float()
-    ).drop_nulls(list(own))
-    repeated = frame.filter(frame.select(list(own)).is_duplicated())
+        pl.col(name).fill_nan(None) for name in names if frame.schema[name].is_float()
+    ).drop_nulls(names)
+    repeated = frame.filter(frame.select(names).is_duplicated())
     if repeated.height:
-        pairs = zip(keys, own, strict=True)
+        pairs = zip(keys, names, strict=True)
         values = ", ".join(
             f"{key} = {shown_at(repeated.get_column(name), 0)}" for key, name in pairs
         )
@@ -186,7 +187,17 @@ def _side(
             f"{side.path}: join key {', '.join(keys)} is not unique: {repeated.height} rows repeat, first "
             f"{values}. Expected one row a key; aggregate the side table first."
         )
-    return _Side(tuple(on), tuple(own), how, frame)
+    return _Side(tuple(on), tuple(names), how, frame)
+
+
+def _key_reading(name: str, key: str, form: Conversion, types: str) -> Reading:
+    if form.wrong is None:
+        return Reading(name, key, form.value)
+
+    def message(value: str) -> str:
+        return f"{types}, and {value} cannot be read so. Write both files with one type."
+
+    return Reading(name, key, form.value, (Refusal(form.wrong, message),))
 
 
 def _as_key(name: str, found: pl.DataType, wanted: pl.DataType) -> Conversion | None:

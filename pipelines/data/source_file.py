@@ -38,7 +38,7 @@ class SourceFile:
     location: str
     format: Format
     csv: CsvFormat = field(default_factory=CsvFormat)
-    """How a CSV or TSV is written."""
+    """The form of a CSV or TSV: delimiter, header, quotes."""
 
     @property
     def is_text(self) -> bool:
@@ -47,7 +47,7 @@ class SourceFile:
 
     @property
     def delimiter(self) -> str:
-        """What divides the fields of a CSV or TSV."""
+        """The delimiter of the fields of a CSV or TSV."""
         return self.csv.delimiter or DELIMITERS[self.format]
 
     def open(self) -> Any:

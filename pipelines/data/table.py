@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import polars as pl
 
 from headwater.feature_store.convert import Conversion, convert
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.normalise import missing_column, named, shown_at, wrong_value
+from headwater.feature_store.normalise import missing_column, named, wrong_value
+from headwater.feature_store.readings import Reading, Refusal, read
 from headwater.feature_store.schema import Dtype
 from headwater.pipelines.console import note
 from headwater.pipelines.data import parquet
@@ -47,7 +49,7 @@ class Table:
 
     @property
     def path(self) -> str:
-        """What errors call the table: its file, or its first file and how many there are."""
+        """The table's name in errors: its file, or its first file and how many there are."""
         more = len(self.files) - 1
         return self.files[0].path + (f" (and {more} more files)" if more else "")
 
@@ -156,24 +158,26 @@ class Table:
     def _typed(
         self, frame: pl.DataFrame, columns: Sequence[str], file: SourceFile, first_row: int
     ) -> pl.DataFrame:
-        forms = [self._conversion(frame, name, file) for name in columns]
-        for name, form in zip(columns, forms, strict=True):
-            if form.wrong is None:
-                continue
-            for row in frame.select(form.wrong).to_series().arg_true().head(1):
-                found = shown_at(frame.get_column(name), row)
-                where = f"{file.path}, row {first_row + row}, column {name!r}"
-                dtype = self._dtypes.get(name)
-                if dtype is not None:
-                    raise DataError(f"{where}: {wrong_value(found, dtype)}")
-                raise DataError(
-                    f"{where}: found {found}, which {self._types[name]} cannot hold, the type of this column "
-                    f"over all files. Set the `dtype` of the feature to the type that is meant, or write all "
-                    f"values in one type."
-                )
-        return frame.select(
-            form.value.alias(name) for name, form in zip(columns, forms, strict=True)
-        )
+        def fail(row: int, column: str, message: str) -> NoReturn:
+            raise DataError(f"{file.path}, row {first_row + row}, column {column!r}: {message}")
+
+        return read(frame, [self._reading(frame, name, file) for name in columns], fail)
+
+    def _reading(self, frame: pl.DataFrame, name: str, file: SourceFile) -> Reading:
+        form = self._conversion(frame, name, file)
+        if form.wrong is None:
+            return Reading(name, name, form.value)
+
+        def message(found: str) -> str:
+            if (dtype := self._dtypes.get(name)) is not None:
+                return wrong_value(found, dtype)
+            return (
+                f"found {found}, which {self._types[name]} cannot hold, the type of this column over all "
+                f"files. Set the `dtype` of the feature to the type that is meant, or write all values in "
+                f"one type."
+            )
+
+        return Reading(name, name, form.value, (Refusal(form.wrong, message),))
 
     def _conversion(self, frame: pl.DataFrame, name: str, file: SourceFile) -> Conversion:
         wanted = self._types[name]

@@ -1,4 +1,4 @@
-"""What a trained network makes of each column: permutation importance, and the values of its gates.
+"""Explanation of a trained network by column: permutation importance, and the values of its gates.
 
 B examples of the sample, W code slots, D dense columns or embedding dimension, F features.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +17,21 @@ from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.models.network import Network
 from headwater.pipelines.evaluation import metrics
+from headwater.pipelines.evaluation.records import ColumnImportance, Gate, Importance
 
 MAX_ROWS = 20_000
 _ROWS_AT_ONCE = 4096
 
 
 def permutation_importance(
-    logits: Callable[[Batch], Tensor], sample: Batch, schema: Schema, *, seed: int = 0
-) -> dict[str, Any] | None:
-    """Return the AUC of the sample and its drop when one column is shuffled among the rows.
+    logits: Callable[[Batch], Tensor],
+    sample: Batch,
+    schema: Schema,
+    *,
+    split: str,
+    seed: int = 0,
+) -> Importance | None:
+    """Return the AUC of a sample of `split` and its drop when one column is shuffled among the rows.
 
     A list column is shuffled as a whole. None where the sample has one class only, as AUC is not
     defined then. Cost: one scoring of the sample for each column.
@@ -44,15 +49,18 @@ def permutation_importance(
         shuffled_BX[:, place[1]] = values_BX[:, place[1]][order_B.to(values_BX.device)]
         changed = dataclasses.replace(sample, **{place[0]: shuffled_BX})
         drops[column] = base - metrics.auc(label_B, _score(logits, changed))
-    names = [column.name for column in schema.columns]
-    return {
-        "rows": len(sample),
-        "auc": base,
-        "columns": [{"column": name, "auc_drop": drops[name]} for name in names],
-    }
+    return Importance(
+        split=split,
+        rows=len(sample),
+        auc=base,
+        columns=[
+            ColumnImportance(column=column.name, auc_drop=drops[column.name])
+            for column in schema.columns
+        ],
+    )
 
 
-def gate_values(network: Network, sample: Batch, schema: Schema) -> list[dict[str, Any]]:
+def gate_values(network: Network, sample: Batch, schema: Schema) -> list[Gate]:
     """Return mean and deviation of each gate for each feature; empty where the model has no gates.
 
     A model has gates when it has a method `gates`, which takes what `forward` takes and returns a
@@ -67,12 +75,12 @@ def gate_values(network: Network, sample: Batch, schema: Schema) -> list[dict[st
         for batch in _split(sample):
             gates = gates_of(**network.embeddings(batch).embeddings)
             parts.append([gate_BFD.float().cpu() for gate_BFD in gates])
-    rows: list[dict[str, Any]] = []
+    rows: list[Gate] = []
     for number, pieces in enumerate(zip(*parts, strict=True), start=1):
         value_FX = torch.cat(pieces).transpose(0, 1).flatten(1).double()
         deviation_F, mean_F = torch.std_mean(value_FX, dim=1, correction=0)
         rows += [
-            {"gate": f"gate_{number}", "column": column.name, "mean": mean, "std": deviation}
+            Gate(gate=f"gate_{number}", column=column.name, mean=mean, std=deviation)
             for column, mean, deviation in zip(
                 schema.columns, mean_F.tolist(), deviation_F.tolist(), strict=True
             )
@@ -82,7 +90,7 @@ def gate_values(network: Network, sample: Batch, schema: Schema) -> list[dict[st
 
 def _places(schema: Schema) -> list[tuple[str, tuple[str, slice]]]:
     """Return each column with the tensor of a batch that holds it, and its place there."""
-    codes = [(column.name, ("codes_BW", place)) for column, place in schema.slots()]
+    codes = [(column.name, ("codes_BW", place)) for column, place in schema.code_places()]
     dense = [(column.name, ("dense_BD", slice(i, i + 1))) for i, column in enumerate(schema.dense)]
     return codes + dense
 

@@ -169,7 +169,7 @@ def slice_columns(schema: Schema) -> list[tuple[EncodedColumn, int]]:
     """Return the scalar code columns with few codes, each with its place in `codes_BW`."""
     return [
         (column, place.start)
-        for column, place in schema.slots()
+        for column, place in schema.code_places()
         if column.length == 1 and column.cardinality <= MAX_SLICE_CODES
     ]
 

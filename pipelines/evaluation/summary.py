@@ -1,11 +1,9 @@
-"""What the report draws of one split: curves, bins, intervals and slices, as plain values.
+"""Summary of the scores of one split: curves, bins, intervals and slices, as the report draws them.
 
 `docs/metrics.md` has the layout.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +11,14 @@ from headwater.feature_store import schema as fs
 from headwater.pipelines.evaluation import metrics
 from headwater.pipelines.evaluation.bootstrap import intervals
 from headwater.pipelines.evaluation.metrics import chunks, losses, sigmoid
+from headwater.pipelines.evaluation.records import (
+    CalibrationBin,
+    ClickSplit,
+    GroupCounts,
+    Histogram,
+    Roc,
+    Slice,
+)
 from headwater.pipelines.evaluation.scores import Scores, measure
 
 CALIBRATION_BINS = 20
@@ -20,36 +26,37 @@ HISTOGRAM_BINS = 50
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
-def summarise(scores: Scores, columns: list[fs.EncodedColumn], *, seed: int = 0) -> dict[str, Any]:
+def summarise(scores: Scores, columns: list[fs.EncodedColumn], *, seed: int = 0) -> ClickSplit:
     """Return everything the report shows of a split; `columns` are those of `slices_NS`."""
     values, sums, groups = measure(scores)
     bounds = intervals(scores.label_N, scores.logit_N, seed=seed)
     fpr, tpr = metrics.roc_curve(scores.label_N, scores.logit_N)
-    return {
-        "rows": sums.rows,
-        "positives": sums.positives,
-        "base_rate": sums.base_rate,
-        "mean_prob": sums.mean_prob,
-        "metrics": values,
-        "groups": groups
-        and {
-            "used": groups.used,
-            "skipped": groups.skipped,
-            "rows_used": groups.rows_used,
-            "rows_missing": groups.rows_missing,
-        },
-        "intervals": {
-            name: None if np.isnan(pair[0]) else list(pair)
+    return ClickSplit(
+        rows=sums.rows,
+        positives=sums.positives,
+        base_rate=sums.base_rate,
+        mean_prob=sums.mean_prob,
+        metrics={**values},
+        groups=None
+        if groups is None
+        else GroupCounts(
+            used=groups.used,
+            skipped=groups.skipped,
+            rows_used=groups.rows_used,
+            rows_missing=groups.rows_missing,
+        ),
+        intervals={
+            name: None if np.isnan(pair[0]) else pair
             for name, pair in (("auc", bounds.auc), ("logloss", bounds.logloss))
         },
-        "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
-        "calibration_bins": _calibration_bins(scores),
-        "histogram": _histogram(scores),
-        "slices": [row for i, column in enumerate(columns) for row in _slices(scores, i, column)],
-    }
+        roc=Roc(fpr=fpr.tolist(), tpr=tpr.tolist()),
+        calibration_bins=_calibration_bins(scores),
+        histogram=_histogram(scores),
+        slices=[row for i, column in enumerate(columns) for row in _slices(scores, i, column)],
+    )
 
 
-def _calibration_bins(scores: Scores) -> list[dict[str, float]]:
+def _calibration_bins(scores: Scores) -> list[CalibrationBin]:
     """Return bins of equal count by score; equal scores share a bin, so tied bins are larger."""
     if not len(scores.logit_N):
         return []
@@ -65,12 +72,16 @@ def _calibration_bins(scores: Scores) -> list[dict[str, float]]:
         positives += np.bincount(index[label != 0], minlength=len(rows))
         prob += np.bincount(index, weights=sigmoid(logit), minlength=len(rows))
     return [
-        {"mean_prob": prob[i] / rows[i], "rate": positives[i] / rows[i], "rows": int(rows[i])}
+        CalibrationBin(
+            mean_prob=float(prob[i] / rows[i]),
+            rate=float(positives[i] / rows[i]),
+            rows=int(rows[i]),
+        )
         for i in np.flatnonzero(rows)
     ]
 
 
-def _histogram(scores: Scores) -> dict[str, list[float]]:
+def _histogram(scores: Scores) -> Histogram:
     """Return counts per class in equal bins of the probability."""
     counts = np.zeros((2, HISTOGRAM_BINS), np.int64)
     for part in chunks(len(scores.logit_N)):
@@ -80,14 +91,10 @@ def _histogram(scores: Scores) -> dict[str, list[float]]:
             chosen = index[scores.label_N[part] == label]
             counts[label] += np.bincount(chosen, minlength=HISTOGRAM_BINS)
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
-    return {
-        "edges": edges.tolist(),
-        "negative": counts[0].tolist(),
-        "positive": counts[1].tolist(),
-    }
+    return Histogram(edges=edges.tolist(), negative=counts[0].tolist(), positive=counts[1].tolist())
 
 
-def _slices(scores: Scores, index: int, column: fs.EncodedColumn) -> list[dict[str, Any]]:
+def _slices(scores: Scores, index: int, column: fs.EncodedColumn) -> list[Slice]:
     """Return the metrics of each value of a slice column that occurs."""
     code_N = np.asarray(scores.slices_NS[:, index])
     groups = metrics.group_auc(scores.label_N, scores.logit_N, code_N)
@@ -97,17 +104,17 @@ def _slices(scores: Scores, index: int, column: fs.EncodedColumn) -> list[dict[s
         loss += np.bincount(code_N[part], weights=losses(label, logit), minlength=256)
         prob += np.bincount(code_N[part], weights=sigmoid(logit), minlength=256)
     return [
-        {
-            "column": column.name,
-            "value": name_code(column, int(code)),
-            "code": int(code),
-            "rows": int(rows),
-            "positives": int(positives),
-            "auc": float(auc),
-            "logloss": loss[code] / rows,
-            "mean_prob": prob[code] / rows,
-            "rate": positives / rows,
-        }
+        Slice(
+            column=column.name,
+            value=name_code(column, int(code)),
+            code=int(code),
+            rows=int(rows),
+            positives=int(positives),
+            auc=float(auc),
+            logloss=float(loss[code] / rows),
+            mean_prob=float(prob[code] / rows),
+            rate=float(positives / rows),
+        )
         for code, rows, positives, auc in zip(
             groups.group_G, groups.rows_G, groups.positives_G, groups.auc_G, strict=True
         )

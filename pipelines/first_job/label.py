@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 import polars as pl
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import JobError, did_you_mean
 from headwater.feature_store.normalise import named
 from headwater.pipelines.first_job.profile import Look, Profile, quoted, shared
 
@@ -24,8 +22,7 @@ def named_label(look: Look, wanted: str) -> Profile:
     """Return the column that the user named; JobError where it is none or no label can come of it."""
     names = [column.name for column in look.columns]
     if wanted not in names:
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(wanted, names)
         raise JobError(f"--label {wanted}: no such column.{hint} The data has: {', '.join(names)}.")
     chosen = look[wanted]
     if positive_when(chosen, look) is None:

@@ -70,7 +70,7 @@ def _encode(
     extra = [name for name in (LABEL, WEIGHT, GROUP) if name in part.rows.collect_schema().names()]
     tests = [test.alias(split) for split, test in conditions.items()]
     chosen = part.rows.select(*extra, *tests).collect(engine="streaming")
-    places: dict[str, slice | int] = {column.name: slots for column, slots in schema.slots()}
+    places: dict[str, slice | int] = {column.name: place for column, place in schema.code_places()}
     places |= {column.name: index for index, column in enumerate(schema.dense)}
     result: dict[SplitName, Arrays] = {}
     for split in conditions:

@@ -15,6 +15,9 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from thrift.protocol.TCompactProtocol import TCompactProtocol
+from thrift.Thrift import TException, TType
+from thrift.transport.TTransport import TFileObjectTransport
 
 from headwater.feature_store.normalise import named
 from headwater.pipelines.data import parquet
@@ -33,6 +36,9 @@ COLUMN_BYTES = 256 << 20
 FEW_FILES = 16
 FILE_ROWS = 1 << 16
 """Rows in a file on average at least, of more than a few files: each is opened again for every column."""
+
+_CHECKSUM_FIELD = 4
+"""Number of `crc` in the format's `PageHeader`; fields are written in the order of their numbers."""
 
 
 def in_place(source: Source) -> Staged | None:
@@ -95,25 +101,25 @@ def _row_groups(file: SourceFile, names: Iterable[str]) -> list[int] | None:
 def _has_checksum(path: str, chunk: Any) -> bool:
     """Return whether the first page of a column has a checksum, as pages of one writer all have or not.
 
-    A page begins with its header in Thrift's compact protocol: three int32 (kind, two sizes), then, as
-    another int32, the checksum.
+    Neither pyarrow nor Polars tells. A page begins with its header, a struct in Thrift's compact protocol.
     """
     start = chunk.data_page_offset
     if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
         start = min(start, chunk.dictionary_page_offset)
     with Path(path).open("rb") as content:
         content.seek(start)
-        header = content.read(64)
-    next_int32 = 0x15
-    position = 0
-    for _ in range(3):
-        if header[position] != next_int32:
+        header = TCompactProtocol(TFileObjectTransport(content))
+        try:
+            header.readStructBegin()
+            _, kind, field = header.readFieldBegin()
+            while kind != TType.STOP and field < _CHECKSUM_FIELD:
+                header.skip(kind)
+                header.readFieldEnd()
+                _, kind, field = header.readFieldBegin()
+            return field == _CHECKSUM_FIELD
+        except (TException, EOFError, LookupError, UnicodeError):
+            # No header: staging names the file.
             return True
-        position += 1
-        while header[position] & 0x80:
-            position += 1
-        position += 1
-    return header[position] == next_int32
 
 
 def _typed(

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
@@ -42,7 +40,7 @@ from headwater.pipelines.prepared import (
 )
 from headwater.pipelines.preparing.encoding import encode_splits
 from headwater.pipelines.preparing.in_place import in_place
-from headwater.pipelines.preparing.splits import Conditions, is_one_of, uniform
+from headwater.pipelines.preparing.splits import Conditions, is_one_of, share
 from headwater.pipelines.preparing.staging import Part, Source, Staged, conditions, stage
 from headwater.pipelines.rules.data import class_problems
 
@@ -172,12 +170,12 @@ def _chosen(
 
 def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema, label: str) -> pl.DataFrame:
     """Return raw rows and label of the smallest hashes: the same for the same data, and from all of it."""
-    numbers: NDArray[np.int64] = np.empty(0, np.int64)
+    smallest = pl.DataFrame()
     for rows in fragments:
-        found = rows.select(ROW).collect(engine="streaming").to_series().to_numpy()
-        numbers = np.concatenate([numbers, found])
-        numbers = numbers[np.argsort(uniform(numbers, 0), kind="stable")[:SAMPLE_ROWS]]
-    chosen = is_one_of(np.sort(numbers))
+        found = rows.select(ROW, share(0).alias("share")).collect(engine="streaming")
+        smallest = pl.concat([smallest, found]) if smallest.height else found
+        smallest = smallest.bottom_k(SAMPLE_ROWS, by=["share", ROW])
+    chosen = is_one_of(smallest.get_column(ROW).sort().to_numpy())
     names = {column.name: staged_name(column.name) for column in schema.raw} | {label: LABEL}
     # A column at a time: of all columns at once a large row group is more than is held elsewhere.
     return pl.DataFrame(

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars_hash
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError
@@ -57,32 +58,14 @@ def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
             return {name: key == i for i, name in enumerate(SPLITS) if getattr(split, name)}
 
 
-def uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Return a number in [0, 1) for each row number: SplitMix64 of the number and the seed."""
-    shares = np.empty(len(rows), np.float64)
-    with np.errstate(over="ignore"):
-        offset = np.uint64(seed % 2**32) * np.uint64(0xD1B54A32D192ED03) + np.uint64(1)
-        # In blocks that stay in the cache: fitting asks for every row once a feature.
-        for start in range(0, len(rows), 8192):
-            state = rows[start : start + 8192].astype(np.uint64)
-            state += offset
-            state *= np.uint64(0x9E3779B97F4A7C15)
-            state ^= state >> np.uint64(30)
-            state *= np.uint64(0xBF58476D1CE4E5B9)
-            state ^= state >> np.uint64(27)
-            state *= np.uint64(0x94D049BB133111EB)
-            state ^= state >> np.uint64(31)
-            state >>= np.uint64(11)
-            np.multiply(state, 2.0**-53, out=shares[start : start + 8192])
-    return shares
+def share(seed: int) -> pl.Expr:
+    """Return a number in [0, 1] for each row, Float64: a hash of its number, as text, by the seed."""
+    number = polars_hash.NonCryptographicHashingNameSpace(pl.col(ROW).cast(pl.String))
+    return number.xxh3_64(seed=seed % 2**64).cast(pl.Float64) / 2.0**64
 
 
 def _by_ratio(split: RatioSplit) -> Conditions:
-    def share(rows: pl.Series) -> pl.Series:
-        # Polars also asks what a null gives, to tell which row groups it can pass over.
-        return pl.Series(rows.name, uniform(rows.fill_null(0).to_numpy(), split.seed))
-
-    key = pl.col(ROW).map_batches(share, return_dtype=pl.Float64(), is_elementwise=True)
+    key = share(split.seed)
     test, valid = split.test, split.test + split.valid
     return {"train": key >= valid, "valid": (key >= test) & (key < valid), "test": key < test}
 

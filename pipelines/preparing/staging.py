@@ -18,14 +18,9 @@ import pyarrow.parquet as pq
 from headwater.feature_store import schema as fs
 from headwater.feature_store.encoders import Column, Declared
 from headwater.feature_store.errors import DataError, JobError
+from headwater.feature_store.readings import Fail, read
 from headwater.pipelines.console import Progress
-from headwater.pipelines.data.columns import (
-    Fail,
-    StagedColumn,
-    evaluate,
-    staged_columns,
-    time_column,
-)
+from headwater.pipelines.data.columns import StagedColumn, staged_columns, time_column
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.formats import CHUNK_ROWS
 from headwater.pipelines.data.names import ROW, SPLIT
@@ -142,7 +137,7 @@ def stage(source: Source, folder: Path) -> Staged:
     writer = _PartWriter(folder)
     with Progress("read", unit="rows") as bar:
         for chunk, frame in source.rows.chunks():
-            staged = evaluate(frame, columns, failing(source, chunk, frame))
+            staged = read(frame, columns, failing(source, chunk, frame))
             staged.insert_column(0, frame.get_column(source.rows.number).alias(ROW))
             split = source.split_of(chunk.file)
             if split is not None:

@@ -85,8 +85,8 @@ def export(
     releases = path_of(releases, "export: releases")
     if settings is not None:
         checked(settings, Export, "export: settings", "an Export section, as job.export")
-    metrics = run.read("metrics.json")
-    prepared = load_prepared(Path(metrics["prepared"]))
+    metrics = run.metrics
+    prepared = load_prepared(Path(metrics.prepared))
     placement = load_trained(run, prepared.schema, torch.device("cpu"))
     job = run.job if settings is None else run.job.model_copy(update={"export": settings})
     valid = None
@@ -100,7 +100,7 @@ def export(
         job,
         releases,
         valid=valid,
-        metrics={split: metrics[split] for split in ("valid", "test") if metrics.get(split)},
+        metrics={split: found for split in ("valid", "test") if (found := metrics.of(split))},
         time_range_ms=prepared.statistics.time_range_ms,
     )
 

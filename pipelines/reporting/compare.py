@@ -11,13 +11,15 @@ from typing import Any
 
 from headwater.feature_store.errors import RunError
 from headwater.pipelines.arguments import list_of, path_of
+from headwater.pipelines.evaluation.records import Evaluation
+from headwater.pipelines.family import Family, Metric, find_family
+from headwater.pipelines.prepared import SPLITS
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import ABSENT, number, render
-from headwater.pipelines.reporting.report import METRICS, read_evaluation
+from headwater.pipelines.reporting.report import read_evaluation
 from headwater.pipelines.runs.run import Run, run_folder
 
 COMPARISON_NAME = "comparison.html"
-_FALLING = ("logloss", "ne", "ece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,10 @@ class Comparison:
     """Keys of the metrics in `rows`, in order."""
     settings: dict[str, list[str]]
     """Settings of the resolved jobs that differ, with the value of each run."""
+    best: dict[str, list[str]]
+    """Runs with the best value of each metric; none where all are equal."""
     page: Path
     """The HTML file."""
-
-    @property
-    def best(self) -> dict[str, list[str]]:
-        """Return the runs with the best value of each metric."""
-        return {key: _best(self.rows, key) for key in self.metrics}
 
     @property
     def text(self) -> str:
@@ -63,37 +62,51 @@ def compare_runs(runs: Iterable[Run | Path | str], out: Path | str | None = None
         out = path_of(out, "compare_runs: out")
     names = _short_names(paths)
     read = [read_evaluation(path) for path in paths]
-    rows = [_comparison_row(name, parts[0]) for name, parts in zip(names, read, strict=True)]
-    metrics = [key for key in _metric_keys() if any(row.get(key) is not None for row in rows)]
-    rows = [{"run": row["run"], **{key: row.get(key) for key in metrics}} for row in rows]
-    page = out or paths[0].resolve().parent / COMPARISON_NAME
-    comparison = Comparison(rows, metrics, differences([job for _, job in read]), page)
-    histories = {name: parts[0]["history"] for name, parts in zip(names, read, strict=True)}
-    render("compare.html.j2", page, {"comparison": comparison, "plot": plots.overlay(histories)})
+    evaluations = {name: parts[0] for name, parts in zip(names, read, strict=True)}
+    family = _family(evaluations)
+    found = [{"run": name, **_values(evaluation)} for name, evaluation in evaluations.items()]
+    keys = [f"{split} {metric}" for split in SPLITS for metric in family.metrics]
+    keys = [key for key in keys if any(row.get(key) is not None for row in found)]
+    rows = [{"run": row["run"], **{key: row.get(key) for key in keys}} for row in found]
+    comparison = Comparison(
+        rows=rows,
+        metrics=keys,
+        settings=differences([job for _, job in read]),
+        best={key: _best(rows, key, family.metrics[key.split(" ")[1]]) for key in keys},
+        page=out or paths[0].resolve().parent / COMPARISON_NAME,
+    )
+    plot = plots.overlay(
+        {name: evaluation.history for name, evaluation in evaluations.items()},
+        {name: family.metrics[name].label for name in family.headline},
+    )
+    render("compare.html.j2", comparison.page, {"comparison": comparison, "plot": plot})
     return comparison
 
 
-def _metric_keys() -> list[str]:
-    return [f"{split} {name}" for split in ("valid", "test") for name in METRICS]
+def _family(evaluations: Mapping[str, Evaluation]) -> Family:
+    """Return the family of all runs; RunError where there are several."""
+    names = {name: evaluation.family for name, evaluation in evaluations.items()}
+    if len(set(names.values())) > 1:
+        told = ", ".join(f"{name} is {family}" for name, family in names.items())
+        raise RunError(f"report: runs of one family of models can be compared; {told}.")
+    return find_family(next(iter(names.values())))
 
 
-def _comparison_row(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": name}
-    for split, values in evaluation["splits"].items():
-        row.update({f"{split} {metric}": value for metric, value in values["metrics"].items()})
-    return row
+def _values(evaluation: Evaluation) -> dict[str, float | None]:
+    return {
+        f"{split} {metric}": value
+        for split, values in evaluation.splits.items()
+        for metric, value in values.metrics.items()
+    }
 
 
-def _best(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    """Return the runs with the best value; calibration is best nearest to 1."""
-    metric = key.split(" ")[1]
-    values = {row["run"]: row[key] for row in rows if row[key] is not None}
-    if metric == "calibration":
-        values = {run: -abs(value - 1) for run, value in values.items()}
-    if len(set(values.values())) < 2:
+def _best(rows: Sequence[Mapping[str, Any]], key: str, metric: Metric) -> list[str]:
+    """Return the runs with the best value."""
+    gains = {row["run"]: metric.gain(row[key]) for row in rows if row[key] is not None}
+    if len(set(gains.values())) < 2:
         return []
-    best = min(values.values()) if metric in _FALLING else max(values.values())
-    return [run for run, value in values.items() if value == best]
+    best = max(gains.values())
+    return [run for run, gain in gains.items() if gain == best]
 
 
 def differences(jobs: Sequence[str]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The pictures of a report as SVG text: curves, ROC, calibration, scores.
+"""Pictures of a report as SVG text: curves, ROC, calibration, scores.
 
 Figures are made without pyplot, so that nothing global changes and no display is needed. Text stays
 text in the SVG and is never read as mathematics (a run may be called `$x$`). Equal input gives equal
@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-Evaluation = Mapping[str, Any]
-"""One split of `evaluation.json`, as `docs/metrics.md` describes it."""
+from headwater.pipelines.evaluation.records import ClickSplit, Histogram
+from headwater.pipelines.runs.records import Epoch
 
 COLORS = {"train": "#8a8f98", "valid": "#1f6feb", "test": "#d9480f"}
 CYCLE = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#a67c00", "#c2255c", "#495057")
@@ -46,21 +46,21 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
+def learning_curves(history: Sequence[Epoch], best_epoch: int | None) -> str:
     """Return loss, AUC and learning rates by epoch; the best epoch is marked."""
 
     def draw(figure: Figure) -> None:
         loss, auc, rate = figure.subplots(1, 3)
-        epochs = [row["epoch"] for row in history]
+        epochs = [row.epoch for row in history]
         loss.set_title("Loss")
-        _line(loss, epochs, [row["train_loss"] for row in history], "train", COLORS["train"])
+        _line(loss, epochs, [row.train_loss for row in history], "train", COLORS["train"])
         _line(loss, epochs, _metric(history, "logloss"), "valid", COLORS["valid"])
         auc.set_title("AUC on validation rows")
         _line(auc, epochs, _metric(history, "auc"), "AUC", COLORS["valid"])
         _line(auc, epochs, _metric(history, "gauc"), "grouped AUC", "#2b8a3e")
         rate.set_title("Learning rates")
-        _line(rate, epochs, [row["lr_sparse"] for row in history], "embedding tables", "#9c36b5")
-        _line(rate, epochs, [row["lr_dense"] for row in history], "other weights", "#0b7285")
+        _line(rate, epochs, [row.lr_sparse for row in history], "embedding tables", "#9c36b5")
+        _line(rate, epochs, [row.lr_dense for row in history], "other weights", "#0b7285")
         rate.set_yscale("log")
         rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         rate.yaxis.set_minor_formatter(NullFormatter())
@@ -74,16 +74,16 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None
     return _svg(draw, width=11, height=3)
 
 
-def roc(splits: Mapping[str, Evaluation]) -> str:
+def roc(splits: Mapping[str, ClickSplit]) -> str:
     """Return the ROC curve of each split that has both classes."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#adb5bd", linestyle=":", linewidth=1)
         for name, split in splits.items():
-            if split["roc"]["fpr"]:
-                label = f"{name} (AUC {split['metrics']['auc']:.4f})"
-                axes.plot(split["roc"]["fpr"], split["roc"]["tpr"], color=COLORS[name], label=label)
+            if split.roc.fpr:
+                label = f"{name} (AUC {split.metrics['auc']:.4f})"
+                axes.plot(split.roc.fpr, split.roc.tpr, color=COLORS[name], label=label)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         _legend(axes, "lower right")
@@ -91,15 +91,15 @@ def roc(splits: Mapping[str, Evaluation]) -> str:
     return _svg(draw, width=3.9, height=3.7)
 
 
-def calibration(splits: Mapping[str, Evaluation]) -> str:
+def calibration(splits: Mapping[str, ClickSplit]) -> str:
     """Return the positive rate against the mean probability of each bin of equal count."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         top = 0.0
         for name, split in splits.items():
-            mean = [row["mean_prob"] for row in split["calibration_bins"]]
-            rate = [row["rate"] for row in split["calibration_bins"]]
+            mean = [row.mean_prob for row in split.calibration_bins]
+            rate = [row.rate for row in split.calibration_bins]
             axes.plot(mean, rate, color=COLORS[name], label=name, marker="o", markersize=3.5)
             top = max([top, *mean, *rate])
         top = min(1.0, top * 1.05) or 1.0
@@ -111,18 +111,21 @@ def calibration(splits: Mapping[str, Evaluation]) -> str:
     return _svg(draw, width=3.9, height=3.7)
 
 
-def histogram(name: str, split: Evaluation) -> str:
+def histogram(name: str, split: ClickSplit) -> str:
     """Return how scores of positives and of negatives spread, each as shares of its class."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        counts = split["histogram"]
-        for side, color in (("negative", COLORS["train"]), ("positive", COLORS["test"])):
-            total = sum(counts[side]) or 1
-            shares = [count / total for count in counts[side]]
-            label = f"{side}s ({sum(counts[side]):,})"
-            axes.stairs(shares, counts["edges"], fill=True, color=color, alpha=0.35)
-            axes.stairs(shares, counts["edges"], color=color, label=label, linewidth=1.2)
+        counts = split.histogram
+        for side, found, color in (
+            ("negatives", counts.negative, COLORS["train"]),
+            ("positives", counts.positive, COLORS["test"]),
+        ):
+            total = sum(found) or 1
+            shares = [count / total for count in found]
+            label = f"{side} ({sum(found):,})"
+            axes.stairs(shares, counts.edges, fill=True, color=color, alpha=0.35)
+            axes.stairs(shares, counts.edges, color=color, label=label, linewidth=1.2)
         axes.set(xlabel="predicted probability", ylabel="share of the class", xlim=_reach(counts))
         axes.set_ylim(bottom=0)
         axes.set_title(f"Scores, {name} rows")
@@ -131,25 +134,33 @@ def histogram(name: str, split: Evaluation) -> str:
     return _svg(draw, width=3.9, height=3.7)
 
 
-def overlay(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return the validation AUC and loss by epoch of several runs, by the runs' names."""
+def overlay(histories: Mapping[str, Sequence[Epoch]], labels: Mapping[str, str]) -> str:
+    """Return validation metrics by epoch of several runs, by the runs' names; `labels` are by metric.
+
+    A metric that no run has gets no picture.
+    """
+    every = [epoch for history in histories.values() for epoch in history]
+    shown = {
+        name: label
+        for name, label in labels.items()
+        if any(epoch.valid.get(name) is not None for epoch in every)
+    }
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, 2)
-        titles = {"auc": "AUC on validation rows", "logloss": "Loss on validation rows"}
-        for axes, (metric, title) in zip(panels, titles.items(), strict=True):
+        for place, (metric, label) in enumerate(shown.items(), start=1):
+            axes = figure.add_subplot(1, len(shown), place)
             for position, (name, history) in enumerate(histories.items()):
-                epochs = [row["epoch"] for row in history]
+                epochs = [row.epoch for row in history]
                 _line(axes, epochs, _metric(history, metric), name, CYCLE[position % len(CYCLE)])
-            axes.set(title=title, xlabel="epoch")
+            axes.set(title=f"{label} on validation rows", xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _legend(axes, "best")
 
     return _svg(draw, width=11, height=3.6)
 
 
-def _metric(history: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
-    return [row["valid"].get(name) for row in history]
+def _metric(history: Sequence[Epoch], name: str) -> list[float | None]:
+    return [row.valid.get(name) for row in history]
 
 
 def _line(
@@ -161,13 +172,13 @@ def _line(
         axes.plot(*zip(*points, strict=True), label=label, color=color, marker="o", markersize=3)
 
 
-def _reach(counts: Mapping[str, Any]) -> tuple[float, float]:
+def _reach(counts: Histogram) -> tuple[float, float]:
     """Return the range that occurs: clicks are rare, and most of 0 to 1 is often empty."""
-    both = zip(counts["negative"], counts["positive"], strict=True)
+    both = zip(counts.negative, counts.positive, strict=True)
     used = [position for position, pair in enumerate(both) if any(pair)]
     if not used:
         return 0.0, 1.0
-    return counts["edges"][used[0]], counts["edges"][used[-1] + 1]
+    return counts.edges[used[0]], counts.edges[used[-1] + 1]
 
 
 def _legend(axes: Axes, place: Literal["best", "upper left", "lower right"]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import polars as pl
 
 from headwater.feature_store.encoders import Column, Declared
-from headwater.feature_store.errors import InputError
+from headwater.feature_store.errors import InputError, did_you_mean
 from headwater.feature_store.fit import check, raw_columns
 from headwater.feature_store.schema import Dtype, RawColumn
 from headwater.pipelines.data import expressions
@@ -51,9 +50,8 @@ def absent_columns(job: Job, known: Sequence[str], path: str) -> list[str]:
     for name, keys in wanted_columns(job).items():
         if name in known:
             continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-        problems += [f"{path}: {key}: column {name!r} is not in the data. {hint}" for key in keys]
+        hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+        problems += [f"{path}: {key}: column {name!r} is not in the data.{hint}" for key in keys]
     return problems
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
+from headwater.feature_store.errors import did_you_mean
 from headwater.feature_store.schema import Step
 
 
@@ -13,9 +13,8 @@ def context_problems(context: Iterable[str], read: Sequence[str]) -> list[str]:
     problems: list[str] = []
     for name in context:
         if name not in read:
-            near = difflib.get_close_matches(name, read, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(read)}."
-            problems.append(f"export.context: {name!r} is no raw column of a feature. {hint}")
+            hint = did_you_mean(name, read) or f" Known: {', '.join(read)}."
+            problems.append(f"export.context: {name!r} is no raw column of a feature.{hint}")
     return problems
 
 

@@ -5,11 +5,9 @@ Here means this machine, and as many processes as torchrun started. No data is n
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
-from headwater.feature_store.errors import JobError
+from headwater.feature_store.errors import JobError, did_you_mean
 from headwater.models.base import Model, ModelConfig
 from headwater.models.network import column_problems, least_rows
 from headwater.models.strategy import mode_problem
@@ -57,8 +55,7 @@ def _device_problems(job: Job, ranks: Ranks) -> list[str]:
     try:
         device = training_device(job, ranks)
     except RuntimeError:
-        near = difflib.get_close_matches(wanted, ("auto", "cpu", "cuda"), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(wanted, ("auto", "cpu", "cuda"))
         return [
             f"train.device: unknown device {wanted!r}.{hint} Expected auto, cpu, cuda or cuda:N."
         ]

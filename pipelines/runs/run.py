@@ -11,7 +11,6 @@ evaluation.json   what the report draws
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections.abc import Generator
@@ -21,14 +20,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import to_json
 from headwater.pipelines.job import Job, dump_job, load_job
 from headwater.pipelines.output import locked, write_whole, writing
 from headwater.pipelines.runs.checkpoint import CHECKPOINT
+from headwater.pipelines.runs.records import RunMetrics, read_run_metrics
 
 RUNS = Path("runs")
+METRICS = "metrics.json"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Run:
     @property
     def is_complete(self) -> bool:
         """True when training has ended by itself."""
-        return (self.path / "metrics.json").is_file()
+        return (self.path / METRICS).is_file()
 
     @contextmanager
     def training(self) -> Generator[None]:
@@ -70,20 +74,23 @@ class Run:
                     ) from None
             yield
 
-    def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the run, as `metrics.json`; RunError if absent or not JSON."""
-        path = self.path / name
+    @property
+    def metrics(self) -> RunMetrics:
+        """What `metrics.json` says; RunError where training has not ended, or the file is damaged."""
+        path = self.path / METRICS
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_run_metrics(path.read_bytes())
         except FileNotFoundError:
-            raise RunError(f"{path}: no such file. {_REMEDY[name]}") from None
-        except ValueError as error:
-            raise RunError(f"{path}: not valid JSON: {error}. {_REMEDY[name]}") from error
+            raise RunError(
+                f"{path}: no such file. Training has not ended: go on with "
+                f"`headwater train --resume {self.path}`."
+            ) from None
+        except msgspec.MsgspecError as error:
+            raise RunError(f"{path}: damaged: {error}. Train again.") from error
 
-    def write(self, name: str, value: dict[str, Any]) -> None:
-        """Write a JSON file of the run as a whole; NaN and infinities become null."""
-        # Through msgspec and back: it alone turns NaN to null, json alone indents.
-        text = json.dumps(json.loads(to_json(value)), indent=1)
+    def write(self, name: str, record: msgspec.Struct) -> None:
+        """Write a record as a JSON file of the run, as a whole; NaN and infinities become null."""
+        text = msgspec.json.format(to_json(msgspec.to_builtins(record)), indent=1)
         write_whole(self.path / name, text.encode())
 
     def log(self, event: str, **fields: Any) -> None:
@@ -97,12 +104,6 @@ class Run:
                 # The disk filled up within the line.
                 file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-_REMEDY = {
-    "metrics.json": "Training has not ended: go on with `headwater train --resume RUN`.",
-    "evaluation.json": "Write it with `headwater evaluate --run RUN`.",
-}
 
 
 def create_run(job: Job, root: Path = RUNS) -> Run:
@@ -152,7 +153,7 @@ def as_run(run: Run | Path | str, argument: str) -> Run:
 def newest_run(name: str, root: Path = RUNS) -> Run:
     """Return the newest complete run of a job's name; RunError where there is none."""
     folder = root / name
-    found = sorted(path.parent for path in folder.glob("*/metrics.json"))
+    found = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
     if not found:
         unfinished = sorted(path.parent for path in folder.glob("*/job.toml"))
         hint = (

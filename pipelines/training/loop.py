@@ -9,36 +9,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from headwater.feature_store.errors import DataError, RunError
-from headwater.feature_store.reader import Reader
-from headwater.models.batch import Batch
 from headwater.models.network import count_parameters, least_rows
 from headwater.models.phases import Keep
 from headwater.models.placement.state import whole
 from headwater.models.seeds import derive_seed
 from headwater.models.strategy import Check, Strategy
 from headwater.pipelines.console import Progress, note
-from headwater.pipelines.evaluation.predict import predict
-from headwater.pipelines.evaluation.scores import measure
+from headwater.pipelines.family import Examples, Scoring, family_of
 from headwater.pipelines.job import Job
-from headwater.pipelines.loader import Loader
 from headwater.pipelines.ranks import Ranks, gathered, shared
 from headwater.pipelines.runs.checkpoint import CHECKPOINT, Checkpoints
+from headwater.pipelines.runs.records import Epoch, Training
 from headwater.pipelines.runs.run import Run
-from headwater.pipelines.training.diagnose import non_finite_loss
 from headwater.pipelines.training.memory import keep_freed_memory, peak_cuda_mb, peak_rss_mb
-from headwater.pipelines.training.plateau import Plateau, monitored
+from headwater.pipelines.training.plateau import Plateau
 
 if TYPE_CHECKING:
-    from headwater.feature_store.shards import ShardSet
     from headwater.pipelines.prepared import Prepared, SplitName
 
 LOG_STEPS = 100
@@ -65,8 +61,12 @@ class _Position:
     """Rows of all ranks in epochs that are done."""
     total_seconds: float = 0.0
     """Time spent in the steps of epochs that are done."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """A record for each epoch that is done, as in evaluation.json."""
+    history: list[Epoch] = field(default_factory=list[Epoch])
+    """Epochs that are done."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position in plain values."""
+        return msgspec.to_builtins(self)
 
 
 class Loop:
@@ -76,9 +76,9 @@ class Loop:
         self,
         job: Job,
         prepared: Prepared,
-        data: Mapping[SplitName, ShardSet],
+        examples: Mapping[SplitName, Examples],
         run: Run,
-        strategy: Strategy[Batch],
+        strategy: Strategy[Any],
         ranks: Ranks,
         *,
         folder: Path,
@@ -88,15 +88,17 @@ class Loop:
         self.job, self.settings, self.prepared, self.run = job, job.train, prepared, run
         self.strategy, self.placement, self.ranks = strategy, strategy.placement, ranks
         self.device = self.placement.device
-        self.data = data
         self.keep = keep
-        self.record: dict[str, Any] = {}
-        """How training ended, as in metrics.json; filled when it has."""
+        self.record: Training | None = None
+        """How training ended, once it has."""
+        self.family = family_of(job)
+        self.monitor = job.train.monitor or self.family.monitor
+        self.examples = examples
         self.at = _Position()
         self.plateau = Plateau.of(self.settings)
         self.checkpoints = Checkpoints(folder / CHECKPOINT)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.pending: list[tuple[Tensor, Batch, int]] = []
+        self.pending: list[tuple[Tensor, Any, int]] = []
         model = self.placement.network.model
         self.least_rows = ranks.world_size * least_rows(model)
         if self.settings.compile:
@@ -122,17 +124,16 @@ class Loop:
             self._train_epoch()
             self._end_epoch()
         self.record = self._record()
-        self._log("training ended", **self.record)
+        self._log("training ended", **msgspec.structs.asdict(self.record))
 
     def _train_epoch(self) -> None:
-        loader = self._loader("train")
         self.placement.module.train()
         self.strategy.begin_epoch(self.at.epoch)
-        batches = loader.epoch(self.at.epoch - 1, self.at.batch)
+        batches = self.examples["train"].epoch(self.at.epoch - 1, self.at.batch)
         started_s = time.perf_counter()
         with Progress(
             f"epoch {self.at.epoch}",
-            total=len(self.data["train"]),
+            total=self.examples["train"].rows,
             unit="rows",
             closing=False,
             shown=self.ranks.is_first,
@@ -152,10 +153,10 @@ class Loop:
             self._settle()
         self.at.seconds += time.perf_counter() - started_s
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Any) -> None:
         # The same on every rank, unlike the size of its own part of the batch.
         begin = self.at.batch * self.settings.batch_size
-        rows = min(self.settings.batch_size, len(self.data["train"]) - begin)
+        rows = min(self.settings.batch_size, self.examples["train"].rows - begin)
         if rows < self.least_rows:
             # One row of a rank has no variance to normalise by; another epoch has it elsewhere.
             self._log("batch too small, skipped", step=self.at.step, epoch=self.at.epoch, rows=rows)
@@ -172,23 +173,23 @@ class Loop:
         rates = dict(self.strategy.rates)
         train_loss, rows = self._mean_loss()
         valid = self._evaluate()
-        improved = self.plateau.update(monitored(valid, self.settings.monitor), self.at.epoch)
+        improved = self.plateau.update(self._monitored(valid), self.at.epoch)
         if not improved:
             self.strategy.lr_scale(self.settings.lr_factor, self.settings.min_lr)
-        record = {
-            "epoch": self.at.epoch,
-            "step": self.at.step,
-            "train_loss": train_loss,
-            "valid": valid,
-            "lr_sparse": rates["sparse"],
-            "lr_dense": rates["dense"],
-            "seconds": self.at.seconds,
-            "rows_per_second": rows / max(self.at.seconds, 1e-9),
-            "improved": improved,
-        }
-        self._log("epoch ended", **record)
+        record = Epoch(
+            epoch=self.at.epoch,
+            step=self.at.step,
+            train_loss=train_loss,
+            valid={**valid},
+            lr_sparse=rates["sparse"],
+            lr_dense=rates["dense"],
+            seconds=self.at.seconds,
+            rows_per_second=rows / max(self.at.seconds, 1e-9),
+            improved=improved,
+        )
+        self._log("epoch ended", **msgspec.structs.asdict(record))
         if self.ranks.is_first:
-            note(_line(record, is_last=self.at.epoch == self.settings.epochs))
+            note(self._line(record))
         done = self.at
         self.at = _Position(
             epoch=done.epoch + 1,
@@ -205,51 +206,48 @@ class Loop:
             # Each rank keeps batch statistics of its own rows; the checkpoint holds those of rank 0.
             for buffer in self.placement.network.model.buffers():
                 dist.broadcast(buffer, 0)
-        scores = predict(
+        scoring = Scoring(
             self.placement,
-            self._loader("valid").epoch(0, 0),
-            self.prepared.schema,
+            self.prepared,
+            self.ranks,
+            self.settings.batch_size,
             self.run.scores,
-            "valid",
-            rows=len(self.data["valid"]),
-            ranks=self.ranks,
         )
-        values: dict[str, float] | None = None
-        if scores is not None:
-            scores.require_both_classes()
-            values = measure(scores)[0]
-            if not math.isfinite(monitored(values, self.settings.monitor)):
-                raise DataError(
-                    "valid: no group has rows of both classes, so grouped AUC is not defined. "
-                    "Set train.monitor = 'auc', or group by another column in features.group."
-                )
+        found = self.family.measure(scoring, self.examples["valid"], "valid")
+        values = None if found is None else dict(found)
+        if values is not None and not math.isfinite(self._monitored(values)):
+            raise DataError(f"valid: {self.family.why_undefined(values, self.monitor)}")
         return shared(values, self.ranks)
 
-    def _record(self) -> dict[str, Any]:
-        """Return how training ended, as in metrics.json."""
+    def _monitored(self, values: Mapping[str, float]) -> float:
+        """Return what is to be maximised."""
+        return self.family.monitored(values, self.monitor)
+
+    def _record(self) -> Training:
+        """Return how training ended."""
         at, best = self.at, self.plateau.best_epoch
-        return {
-            "epochs": len(at.history),
-            "best_epoch": best,
-            "steps": at.step,
-            "stopped": "plateau" if self.plateau.stopped else "epochs",
-            "still_improving": best == len(at.history),
-            "monitor": self.settings.monitor,
-            "best": self.plateau.best,
-            "seconds": at.total_seconds,
-            "rows_per_second": at.total_rows / max(at.total_seconds, 1e-9),
-            "peak_rss_mb": peak_rss_mb(),
-            "peak_cuda_mb": peak_cuda_mb(),
-            "parameters": count_parameters(self.placement.network),
-            "device": str(self.device),
-            "precision": self.settings.precision,
-            "seed": self.settings.seed,
-            "world_size": self.ranks.world_size,
-        }
+        return Training(
+            epochs=len(at.history),
+            best_epoch=best,
+            steps=at.step,
+            stopped="plateau" if self.plateau.stopped else "epochs",
+            still_improving=best == len(at.history),
+            monitor=self.monitor,
+            best=self.plateau.best,
+            seconds=at.total_seconds,
+            rows_per_second=at.total_rows / max(at.total_seconds, 1e-9),
+            peak_rss_mb=peak_rss_mb(),
+            peak_cuda_mb=peak_cuda_mb(),
+            parameters=count_parameters(self.placement.network),
+            device=str(self.device),
+            precision=self.settings.precision,
+            seed=self.settings.seed,
+            world_size=self.ranks.world_size,
+        )
 
     @property
-    def history(self) -> list[dict[str, Any]]:
-        """A record for each epoch, as in metrics.json."""
+    def history(self) -> list[Epoch]:
+        """The epochs that are done."""
         return self.at.history
 
     @property
@@ -268,7 +266,7 @@ class Loop:
         self.at.loss_sum = float(self.loss_sum)
         state = whole({"model": self.placement.weights(), **self.strategy.state_dict()})
         generators = gathered(_generators(self.device), self.ranks)
-        positions = gathered(asdict(self.at), self.ranks)
+        positions = gathered(self.at.state(), self.ranks)
         if self.ranks.is_first:
             started_s = time.perf_counter()
             weights = {"schema_hash": self.prepared.schema.hash, "weights": state.pop("model")}
@@ -316,14 +314,14 @@ class Loop:
         self.placement.load_weights(network["weights"])
         self.strategy.load_state_dict(rest["state"])
         self.plateau = Plateau(**rest["plateau"])
-        self.at = _Position(**rest["positions"][self.ranks.rank])
+        self.at = msgspec.convert(rest["positions"][self.ranks.rank], _Position)
         self.loss_sum.fill_(self.at.loss_sum)
         _set_generators(rest["generators"][self.ranks.rank], self.device)
         self._log("training resumed", step=self.at.step, epoch=self.at.epoch)
 
     # Parts of a step
 
-    def _check_of(self, batch: Batch) -> Check:
+    def _check_of(self, batch: Any) -> Check:
         """Return the check of a step's losses; not on a CPU they are looked at one loss later.
 
         So the host need not wait for the device.
@@ -338,9 +336,9 @@ class Loop:
 
         return check
 
-    def _check(self, loss: Tensor, batch: Batch, step: int) -> None:
+    def _check(self, loss: Tensor, batch: Any, step: int) -> None:
         if not math.isfinite(loss.item()):
-            raise non_finite_loss(
+            raise self.family.non_finite(
                 self.placement.network,
                 batch,
                 self.prepared.schema,
@@ -362,18 +360,6 @@ class Loop:
         loss_sum, rows = sums.tolist()
         return loss_sum / rows, int(rows)
 
-    def _loader(self, split: SplitName) -> Loader:
-        reader = Reader(
-            self.data[split],
-            self.settings.batch_size,
-            seed=self.settings.seed,
-            shuffle=split == "train",
-            buffer_rows=self.settings.shuffle_rows,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
-        return Loader(reader, self.device)
-
     def _log_step(self) -> None:
         self._log(
             "step ended",
@@ -383,25 +369,24 @@ class Loop:
             rows_per_second=self.at.rows * self.ranks.world_size / max(self.at.seconds, 1e-9),
         )
 
+    def _line(self, record: Epoch) -> str:
+        """Return an epoch's record as one line; the last that `epochs` allows may still be an improvement."""
+        valid = ", ".join(
+            f"{name} {value:.5f}"
+            for name in self.family.headline
+            if (value := record.valid.get(name)) is not None
+        )
+        better = ", best so far" if record.improved else ""
+        if better and record.epoch == self.settings.epochs:
+            better += ", still improving as train.epochs ends it"
+        return (
+            f"epoch {record.epoch}: train loss {record.train_loss:.5f}, valid {valid}, "
+            f"{record.rows_per_second:,.0f} rows/s{better}"
+        )
+
     def _log(self, event: str, **fields: Any) -> None:
         if self.ranks.is_first:
             self.run.log(event, **fields)
-
-
-def _line(record: Mapping[str, Any], *, is_last: bool) -> str:
-    """Return an epoch's record as one line; the last that `epochs` allows may still be an improvement."""
-    valid = ", ".join(
-        f"{name} {record['valid'][name]:.5f}"
-        for name in ("auc", "gauc", "logloss")
-        if record["valid"].get(name) is not None
-    )
-    better = ", best so far" if record["improved"] else ""
-    if better and is_last:
-        better += ", still improving as train.epochs ends it"
-    return (
-        f"epoch {record['epoch']}: train loss {record['train_loss']:.5f}, valid {valid}, "
-        f"{record['rows_per_second']:,.0f} rows/s{better}"
-    )
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""When an epoch was an improvement, when learning rates drop, and when training stops.
+"""Rule of improvement: which epochs count, when learning rates drop, and when training stops.
 
 An evaluation that does not improve on the best one by more than `min_delta` counts, and the loop then
 lowers the learning rates; an improvement resets the count; at `patience` in a row training stops.
@@ -7,37 +7,15 @@ lowers the learning rates; an improvement resets the count; at `patience` in a r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from headwater.pipelines.job import Train
 
 
-def monitored(metrics: Mapping[str, float], monitor: str) -> float:
-    """Return the value to be maximised: `auc`, `gauc`, minus `logloss`, or `auc-logloss`."""
-    if monitor == "auc-logloss":
-        return metrics["auc"] - metrics["logloss"]
-    return -metrics["logloss"] if monitor == "logloss" else metrics[monitor]
-
-
-def unfinished(training: Mapping[str, Any]) -> str | None:
-    """Return what to do about a training that `epochs` ended while it still improved; None for others.
-
-    `training` is the record in metrics.json.
-    """
-    if not training.get("still_improving"):
-        return None
-    epochs: int = training["epochs"]
-    return (
-        f"still improving: train.epochs = {epochs} ended training, and its last epoch was the best by "
-        f"{training['monitor']}. Train again with more, as --set train.epochs={2 * epochs}"
-    )
-
-
 @dataclass(slots=True)
 class Plateau:
-    """The state over epochs; it is part of a checkpoint. Values are those of `monitored`."""
+    """The state over epochs; it is part of a checkpoint. Values are to be maximised."""
 
     min_delta: float
     patience: int

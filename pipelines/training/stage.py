@@ -24,7 +24,7 @@ from headwater.pipelines.runs.run import Run
 from headwater.pipelines.training.loop import Loop
 
 if TYPE_CHECKING:
-    from headwater.feature_store.shards import ShardSet
+    from headwater.pipelines.family import Examples
     from headwater.pipelines.prepared import Prepared, SplitName
 
 PHASES = "phases"
@@ -38,7 +38,7 @@ class Training:
 
     job: Job
     prepared: Prepared
-    data: Mapping[SplitName, ShardSet]
+    examples: Mapping[SplitName, Examples]
     run: Run
     device: torch.device
     ranks: Ranks
@@ -104,7 +104,7 @@ class TrainingStage:
         loop = Loop(
             training.job,
             training.prepared,
-            training.data,
+            training.examples,
             training.run,
             strategy,
             training.ranks,

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from headwater.feature_store.errors import DataError, JobError, RunError
 from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
+from headwater.pipelines.family import Examples, Reading, family_of
 from headwater.pipelines.job import Job, read_model, require_job
 from headwater.pipelines.prepared import Prepared, SplitName
-from headwater.pipelines.ranks import find_ranks, shared, start_ranks
+from headwater.pipelines.ranks import Ranks, find_ranks, shared, start_ranks
 from headwater.pipelines.resolved import resolve, training_device
 from headwater.pipelines.rules.settings import setting_problems
-from headwater.pipelines.runs.run import RUNS, Run, as_run, create_run
+from headwater.pipelines.runs.records import RunMetrics
+from headwater.pipelines.runs.run import METRICS, RUNS, Run, as_run, create_run
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
 from headwater.pipelines.training.stage import Training, run_phases
-
-if TYPE_CHECKING:
-    from headwater.feature_store.shards import ShardSet
 
 
 @flush_denormals()
@@ -71,11 +69,13 @@ def train(
             return run
     start_ranks(ranks, device)
     model = draft_model(prepared.schema, *read_model(job.model.type, job.model.settings()))
-    data: dict[SplitName, ShardSet] = {
-        split: prepared.dataset(split, verify=ranks.local_rank == 0) for split in ("train", "valid")
+    family = family_of(job)
+    examples: dict[SplitName, Examples] = {
+        split: family.examples(prepared, split, _reading(job, split, ranks), ranks, device)
+        for split in ("train", "valid")
     }
     least = ranks.world_size * least_rows(model)
-    if (found := len(data["train"])) < least:
+    if (found := examples["train"].rows) < least:
         raise DataError(
             f"{prepared.path / 'train'}: found {found} {'row' if found == 1 else 'rows'}, expected at least "
             f"{least}, without which there is no step of training. Give more training rows."
@@ -87,7 +87,7 @@ def train(
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
     with run.training() if ranks.is_first else nullcontext():
         try:
-            ended = run_phases(Training(job, prepared, data, run, device, ranks), resume=resume)
+            ended = run_phases(Training(job, prepared, examples, run, device, ranks), resume=resume)
         except KeyboardInterrupt:
             note(f"stopped; go on with: headwater train --resume {run.path}")
             raise
@@ -96,19 +96,22 @@ def train(
     return run
 
 
-def _write_metrics(run: Run, prepared: Prepared, ended: Loop) -> None:
-    training = ended.record
-    run.write(
-        "metrics.json",
-        {
-            "valid": ended.history[ended.kept - 1]["valid"],
-            "history": ended.history,
-            "training": training,
-            "rows_per_second": training["rows_per_second"],
-            "peak_rss_mb": training["peak_rss_mb"],
-            "peak_cuda_mb": training["peak_cuda_mb"],
-            "parameters": training["parameters"],
-            "prepared": str(prepared.path.resolve()),
-            "schema_hash": prepared.schema.hash,
-        },
+def _reading(job: Job, split: SplitName, ranks: Ranks) -> Reading:
+    return Reading(
+        job.train.batch_size,
+        seed=job.train.seed,
+        shuffle_rows=job.train.shuffle_rows if split == "train" else None,
+        # Once on each machine.
+        verify=ranks.local_rank == 0,
     )
+
+
+def _write_metrics(run: Run, prepared: Prepared, ended: Loop) -> None:
+    assert ended.record is not None, "its training has ended"
+    metrics = RunMetrics(
+        training=ended.record,
+        history=ended.history,
+        prepared=str(prepared.path.resolve()),
+        schema_hash=prepared.schema.hash,
+    )
+    run.write(METRICS, metrics)

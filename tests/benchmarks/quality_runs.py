@@ -151,10 +151,11 @@ def _train(training: Training, data: Path, work: Path) -> dict[str, Any]:
     # Only here: a reader of tables needs no torch.
     import torch
 
-    from headwater.pipelines.evaluation.evaluate import score_split
-    from headwater.pipelines.evaluation.scores import measure
+    from headwater.pipelines.families.ctr import CTR
+    from headwater.pipelines.family import Reading, Scoring
     from headwater.pipelines.job import parse_job
     from headwater.pipelines.preparing.prepare import prepare
+    from headwater.pipelines.ranks import Ranks
     from headwater.pipelines.runs.trained import load_trained
     from headwater.pipelines.training.train import train
 
@@ -174,20 +175,25 @@ def _train(training: Training, data: Path, work: Path) -> dict[str, Any]:
     started_s = time.process_time()
     run = train(job, prepared, runs=work / "training" / training.name)
     cpu_s = time.process_time() - started_s
-    metrics = run.read("metrics.json")
+    metrics = run.metrics
     device = torch.device("cpu")
     placement = load_trained(run, prepared.schema, device)
-    found = measure(score_split(run, placement, prepared, "test", device))[0]
+    batches = CTR.examples(prepared, "test", Reading(job.train.batch_size), Ranks(), device)
+    scoring = Scoring(placement, prepared, Ranks(), job.train.batch_size, run.scores)
+    found = CTR.measure(scoring, batches, "test")
+    valid = metrics.of("valid")
+    assert found is not None
+    assert valid is not None
     result = {
         **asdict(training),
-        "valid_auc": metrics["valid"]["auc"],
-        "valid_logloss": metrics["valid"]["logloss"],
+        "valid_auc": valid["auc"],
+        "valid_logloss": valid["logloss"],
         "test_auc": found["auc"],
         "test_logloss": found["logloss"],
-        "epochs": metrics["training"]["epochs"],
-        "best_epoch": metrics["training"]["best_epoch"],
-        "history": [epoch["valid"]["auc"] for epoch in metrics["history"]],
-        "parameters": metrics["parameters"],
+        "epochs": metrics.training.epochs,
+        "best_epoch": metrics.training.best_epoch,
+        "history": [epoch.valid["auc"] for epoch in metrics.history],
+        "parameters": metrics.training.parameters,
         "cpu_s": cpu_s,
     }
     shutil.rmtree(work / "training" / training.name)

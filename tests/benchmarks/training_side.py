@@ -52,6 +52,8 @@ def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[s
     """Run Headwater's loop: `turns` times all batches from memory, then an epoch from the shards."""
     from headwater.models.placement.place import place
     from headwater.models.strategy import OneLoss
+    from headwater.pipelines.families.ctr import CTR
+    from headwater.pipelines.family import Examples, Reading
     from headwater.pipelines.ranks import Ranks
     from headwater.pipelines.resolved import job_network, learn_settings, resolve
     from headwater.pipelines.runs.run import create_run
@@ -59,17 +61,21 @@ def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[s
 
     job = resolve(make_job(mode))
     prepared = Prepared(folder, read_schema(folder / "schema.json"), ("train", "valid"))
-    data: dict[SplitName, ShardSet] = {
-        "train": prepared.dataset("train"),
-        "valid": prepared.dataset("valid"),
+    cpu = torch.device("cpu")
+    reading = Reading(
+        job.train.batch_size, seed=job.train.seed, shuffle_rows=job.train.shuffle_rows
+    )
+    examples: dict[SplitName, Examples] = {
+        "train": CTR.examples(prepared, "train", reading, Ranks(), cpu),
+        "valid": CTR.examples(prepared, "valid", Reading(job.train.batch_size), Ranks(), cpu),
     }
     learn = learn_settings(job)
-    placement = place(job_network(job, prepared.schema), torch.device("cpu"), learn)
+    placement = place(job_network(job, prepared.schema), cpu, learn)
     run = create_run(job, folder / "runs")
     strategy = OneLoss(placement, learn)
-    loop = Loop(job, prepared, data, run, strategy, Ranks(), folder=run.path)
+    loop = Loop(job, prepared, examples, run, strategy, Ranks(), folder=run.path)
     placement.module.train()
-    batches = read_batches(data["train"])
+    batches = read_batches(prepared.dataset("train"))
     for batch in batches[:warmup]:
         loop._step(batch)
     memory, shards = Clock(), Clock()

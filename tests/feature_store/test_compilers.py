@@ -25,18 +25,18 @@ from hypothesis import strategies as st
 from headwater.feature_store import encoders as enc
 from headwater.feature_store import onnx_compiler, times
 from headwater.feature_store import schema as fs
+from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.fit import fit
 from headwater.feature_store.normalise import POLARS_TYPES, normalise
 from headwater.feature_store.onnx_compiler import encoders_graph
-from headwater.feature_store.polars_compiler import WIRE_MISSING, encode_frame
+from headwater.feature_store.polars_compiler import encode_frame
 
 pytestmark = pytest.mark.timeout(240)  # 500 examples a test, perhaps beside busy neighbours
 
 Values = Sequence[Any]
 Encoded = dict[str, npt.NDArray[Any]]
 
-NUMPY_TYPES: dict[str, Any] = {"int64": np.int64, "double": np.float64, "string": object}
 INT64_MAX = 2**63 - 1
 INTS = [fs.INT64_MIN, fs.INT64_MIN + 1, INT64_MAX, 2**53, 2**53 + 1, -(2**53) - 1, 0, -1]
 DOUBLES = [
@@ -107,14 +107,14 @@ def wire_inputs(schema: fs.Schema, values: Mapping[str, Values]) -> dict[str, np
     """Return the graph's input tensors for raw values, missing ones written as on the wire."""
     inputs: dict[str, npt.NDArray[Any]] = {}
     for raw in schema.raw:
-        missing = WIRE_MISSING[raw.dtype]
+        missing = DTYPES[raw.dtype].missing
         rows = [(row or []) if raw.is_list else [row] for row in values[raw.name]]
         width = max((len(row) for row in rows), default=1)
         filled = [
             [missing if value is None else value for value in row] + [missing] * (width - len(row))
             for row in rows
         ]
-        tensor = np.empty((len(rows), width), NUMPY_TYPES[raw.dtype])
+        tensor = np.empty((len(rows), width), DTYPES[raw.dtype].numpy)
         tensor[...] = np.array(filled, tensor.dtype).reshape(tensor.shape)
         inputs[raw.name] = tensor
         if raw.is_list:
@@ -252,7 +252,7 @@ class TestPrimitives:
         values = [*data.draw(batch(dtype)), *SPECIALS[dtype]]
         encoded = check_primitive(fs.Affine(scale=scale, offset=offset), dtype, values)
         with np.errstate(all="ignore"):
-            wire = np.array([WIRE_MISSING[dtype] if v is None else v for v in values], np.float64)
+            wire = np.array([DTYPES[dtype].missing if v is None else v for v in values], np.float64)
             scaled = wire if scale == 1 else wire * scale
             expected = (scaled if offset == 0 else scaled + offset).astype(np.float32)
         hold_equal(encoded["bare"].ravel(), expected, "affine")
@@ -398,7 +398,7 @@ def edges_and_neighbours(edges: Sequence[float], dtype: fs.Dtype) -> list[float]
 
 
 def passed(edges: Sequence[float], value: Any, dtype: fs.Dtype) -> int:
-    wire = float(WIRE_MISSING[dtype] if value is None else value)
+    wire = float(DTYPES[dtype].missing if value is None else value)
     return 2 + sum(edge <= wire for edge in edges)
 
 

@@ -356,7 +356,7 @@ def test_missing_and_nan_values_are_no_error(folder: Path) -> None:
     [
         (("run", "absent.toml"), "absent.toml: no such file"),
         (("validate", "broken.toml"), "broken.toml: not valid TOML"),
-        (("rnu", "job.toml"), "Did you mean `run`?"),
+        (("rnu", "job.toml"), "Did you mean 'run'?"),
         (("run", "job.toml", "--sett", "a=1"), "--sett"),
         (("run",), "headwater run --help"),
         (("init",), "name a data file"),

@@ -58,7 +58,7 @@ def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rum"], "unknown command 'rum'. Did you mean `run`?"),
+        (["rum"], "unknown command 'rum'. Did you mean 'run'?"),
         (["doctor", "--jsn"], "Unknown option: --jsn."),
         (["datasets", "get"], "See `headwater datasets --help`."),
         (["--nonsense"], "--nonsense"),

@@ -201,7 +201,7 @@ _BAD: dict[str, tuple[Any, str]] = {
     ),
     "unknown input": (
         _item(name="itme"),
-        "$.inputs[0].name: unknown input 'itme'; did you mean 'item'?",
+        "$.inputs[0].name: unknown input 'itme'. Did you mean 'item'?",
     ),
     "given twice": ({"inputs": [_ITEM, _ITEM]}, "$.inputs[1].name: input 'item' is given twice"),
     "wrong datatype": (
@@ -307,7 +307,7 @@ _BAD: dict[str, tuple[Any, str]] = {
     ),
     "unknown output": (
         {"inputs": [_ITEM], "outputs": [{"name": "probe"}]},
-        "$.outputs[0].name: unknown output 'probe'; did you mean 'prob'?",
+        "$.outputs[0].name: unknown output 'probe'. Did you mean 'prob'?",
     ),
     "classification": (
         {"inputs": [_ITEM], "outputs": [{"name": "prob", "parameters": {"classification": 3}}]},

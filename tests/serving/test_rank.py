@@ -107,19 +107,19 @@ _BAD: dict[str, tuple[Any, str]] = {
     ),
     "unknown feature in an object": (
         {"candidates": [{"item": 1}, {"itemm": 1}]},
-        "$.candidates[1].itemm: unknown input 'itemm'; did you mean 'item'?",
+        "$.candidates[1].itemm: unknown input 'itemm'. Did you mean 'item'?",
     ),
     "unknown feature in a column": (
         {"candidates": {"cuntry": ["de"]}},
-        "$.candidates.cuntry: unknown input 'cuntry'; did you mean 'country'?",
+        "$.candidates.cuntry: unknown input 'cuntry'. Did you mean 'country'?",
     ),
     "unknown feature in the context": (
         {"candidates": [{}], "context": {"zzz": 1}},
-        "$.context.zzz: unknown input 'zzz'; known: user, country, recent, item, price, brand, tags",
+        "$.context.zzz: unknown input 'zzz'. Known: user, country, recent, item, price, brand, tags.",
     ),
     "a name that resembles none": (
         {"candidates": [{}], "context": {"cost": 1}},
-        "$.context.cost: unknown input 'cost'; known: user, country, recent, item, price, brand, tags",
+        "$.context.cost: unknown input 'cost'. Known: user, country, recent, item, price, brand, tags.",
     ),
     "a computed feature": (
         {"candidates": [{"item": 1}], "context": {"parity": 1}},
@@ -233,7 +233,7 @@ def _peak_bytes(server: Any) -> int:
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
-        ({"model": "shpo"}, 404, "model: unknown model 'shpo'; did you mean 'shop'?"),
+        ({"model": "shpo"}, 404, "model: unknown model 'shpo'. Did you mean 'shop'?"),
         ({"model": "shop", "version": 1}, 404, "version 1 is not loaded; loaded: 3, 2"),
         ({"model": "shop", "version": -1}, 404, "version -1 is not loaded"),
         ({"model": "m" * 10_000}, 404, "unknown model"),

@@ -61,7 +61,7 @@ def by_hand(
 ) -> dict[str, np.ndarray]:
     """Look every column up one by one: (B, D) by name."""
     found: dict[str, np.ndarray] = {}
-    for column, place in schema.slots():
+    for column, place in schema.code_places():
         if column.name not in tables:
             continue
         codes = batch.codes_BW[:, place].numpy()

@@ -381,6 +381,8 @@ BAD_DERIVED = {
     "aggregate": ("AVG(rating)", JobError, r"data\.derive\.y: .*needs more than one row"),
     "hidden aggregate": ("rating - AVG(rating)", JobError, "needs more than one row"),
     "count": ("rating / COUNT(*)", JobError, "needs more than one row"),
+    "quoted aggregate": ('rating - "max" (rating)', JobError, "needs more than one row"),
+    "subquery": ("rating > (SELECT 1)", JobError, "needs more than one row"),
     "window": ("SUM(rating) OVER (PARTITION BY item)", JobError, "needs more than one row"),
     "absent column": (
         "ratng >= 4",
@@ -400,9 +402,12 @@ def test_a_bad_expression_is_refused_by_its_key(ratings: str, case: str) -> None
 
 
 def test_words_of_sql_and_names_of_functions_are_columns_too(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "user,time,max,hour,text\n1,2,3,4,it's max(x)\n")
-    derive = {"y": "user + time + max + hour", "z": "text = 'it''s max(x)'"}
-    assert rows({"source": path, "derive": derive}, "y", "z").row(0) == (10, True, 0)
+    path = write(tmp_path / "a.csv", "user,time,max,call,overall,text\n1,2,3,4,5,it's max(x)\n")
+    derive = {
+        "y": "call + user + time + max + overall /* it's a comment */",
+        "z": "text = 'it''s max(x)' AND \"overall\" = 5",
+    }
+    assert rows({"source": path, "derive": derive}, "y", "z").row(0) == (15, True, 0)
 
 
 def test_a_filter_that_is_no_condition_is_refused(ratings: str) -> None:

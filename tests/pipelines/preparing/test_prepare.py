@@ -297,6 +297,13 @@ def test_a_folder_without_its_last_file_is_not_prepared_data(
         load_prepared(prepared.path)
 
 
+def test_prepared_data_of_another_format_is_refused_with_the_remedy(prepared: Prepared) -> None:
+    about = prepared.path / "prepared.json"
+    about.write_text(about.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(ShardError, match=r"of format 1, .* reads 2\. Prepare and train again"):
+        load_prepared(prepared.path)
+
+
 SLOW_PREPARE = """
 import sys, time
 from pathlib import Path

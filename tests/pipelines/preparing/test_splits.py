@@ -23,7 +23,7 @@ from headwater.pipelines.job_splits import (
     Split,
     TimeSplit,
 )
-from headwater.pipelines.preparing.splits import assign, order_statistics, uniform
+from headwater.pipelines.preparing.splits import assign, order_statistics, share
 
 
 def split_rows(split: Split, frame: pl.DataFrame, cuts: Sequence[int] = ()) -> dict[str, list[int]]:
@@ -86,12 +86,13 @@ def test_ratio_depends_on_row_number_and_seed_only() -> None:
 
 
 def test_hashed_shares_are_the_same_in_every_version() -> None:
-    assert uniform(np.array([0, 1, 2**40]), 0).tolist() == [
-        0.8833108082136426,
-        0.43152799704850997,
-        0.09849682405779547,
-    ]
-    assert uniform(np.array([1]), 7).tolist() == [0.5935877607017961]
+    frame = pl.DataFrame({ROW: [0, 1, 2**40]})
+    shares = frame.select(a=share(0), b=share(7), c=share(-1))
+    assert shares.to_dict(as_series=False) == {
+        "a": [0.09965346188541013, 0.39766150772593156, 0.8383482733789702],
+        "b": [0.953479435397247, 0.06514747957083893, 0.18184431507753826],
+        "c": [0.9616551371974054, 0.14359675241928804, 0.34990627545049324],
+    }
 
 
 def test_leave_one_out_takes_each_users_newest_and_the_one_before() -> None:

@@ -83,7 +83,7 @@ def test_golden_rows_take_the_branches_of_missing_and_unknown(
     assert len(real) + len(made) == 32
     assert len(real) >= 24
     codes, _ = encoded(click_schema, made)
-    for column, place in click_schema.slots():
+    for column, place in click_schema.code_places():
         assert 0 in codes[:, place], column.name
         if column.name in ("user", "tags", "seen"):
             assert 1 in codes[:, place], column.name
@@ -157,10 +157,11 @@ def test_a_trained_run_is_exported_with_its_best_weights(
     release = export(run, tmp_path / "releases")
     assert release == tmp_path / "releases" / "tiny" / "1"
     manifest = load_release(release).manifest
-    metrics = run.read("metrics.json")
-    assert manifest.metrics["valid"]["auc"] == metrics["valid"]["auc"]
+    valid = run.metrics.of("valid")
+    assert valid is not None
+    assert manifest.metrics["valid"]["auc"] == valid["auc"]
     # The sample is all of the validation rows here.
-    assert manifest.parity["auc_onnx"] == pytest.approx(metrics["valid"]["auc"], abs=1e-3)
+    assert manifest.parity["auc_onnx"] == pytest.approx(valid["auc"], abs=1e-3)
     assert manifest.schema_hash == tiny_prepared.schema.hash
     assert export(run, tmp_path / "releases").name == "2"
 

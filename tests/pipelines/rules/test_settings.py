@@ -174,9 +174,9 @@ def test_bfloat16_learns_almost_as_float32(
     tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
 ) -> None:
     found = {
-        precision: train(tiny_job(precision=precision), tiny_prepared, runs=tmp_path).read(
-            "metrics.json"
-        )["valid"]["auc"]
+        precision: train(tiny_job(precision=precision), tiny_prepared, runs=tmp_path)
+        .metrics.history[-1]
+        .valid["auc"]
         for precision in ("float32", "bfloat16")
     }
     assert found["bfloat16"] != found["float32"]
@@ -191,9 +191,9 @@ def test_compiled_model_learns_the_same(
 ) -> None:
     model = {"type": "dnn", "embedding_dim": 8, "hidden": [8], "dropout": 0.0}
     found = [
-        train(tiny_job(model=model, compile=flag), tiny_prepared, runs=tmp_path).read(
-            "metrics.json"
-        )["valid"]["auc"]
+        train(tiny_job(model=model, compile=flag), tiny_prepared, runs=tmp_path)
+        .metrics.history[-1]
+        .valid["auc"]
         for flag in (False, True)
     ]
     assert found[1] == pytest.approx(found[0], abs=1e-3)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.output import write_whole
-from headwater.pipelines.runs.run import create_run, newest_run, open_run
+from headwater.pipelines.runs.records import Epoch, RunMetrics, Training
+from headwater.pipelines.runs.run import METRICS, create_run, newest_run, open_run
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, job: Job) -
 
 def test_newest_run_is_the_newest_complete_one(tmp_path: Path, job: Job) -> None:
     first, second, _third = (create_run(job, tmp_path) for _ in range(3))
-    first.write("metrics.json", {})
-    second.write("metrics.json", {})
+    (first.path / METRICS).write_text("{}")
+    (second.path / METRICS).write_text("{}")
     assert newest_run("clicks", tmp_path).path == second.path
 
 
@@ -54,7 +57,7 @@ def test_no_complete_run_says_what_to_do(tmp_path: Path, job: Job) -> None:
     with pytest.raises(RunError, match=f"--resume {run.path}"):
         newest_run("clicks", tmp_path)
     with pytest.raises(RunError, match="Training has not ended"):
-        run.read("metrics.json")
+        _ = run.metrics
 
 
 def test_other_folder_is_not_a_run(tmp_path: Path) -> None:
@@ -62,10 +65,63 @@ def test_other_folder_is_not_a_run(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_json_of_a_run_has_no_nan(tmp_path: Path, job: Job) -> None:
+def test_metrics_of_a_run_have_no_nan(tmp_path: Path, job: Job) -> None:
     run = create_run(job, tmp_path)
-    run.write("metrics.json", {"valid": {"auc": float("nan"), "all": [float("inf"), 1.0]}})
-    assert run.read("metrics.json") == {"valid": {"auc": None, "all": [None, 1.0]}}
+    metrics = run_metrics(valid={"auc": float("nan"), "logloss": 0.5})
+    run.write(METRICS, metrics)
+    assert run.metrics.of("valid") == {"auc": None, "logloss": 0.5}
+    assert run.metrics.of("test") is None
+    run.write(METRICS, replace(metrics, metrics={"test": {"auc": float("inf")}}))
+    assert run.metrics.of("test") == {"auc": None}
+
+
+def test_metrics_of_the_version_before_are_read(tmp_path: Path, job: Job) -> None:
+    run = create_run(job, tmp_path)
+    metrics = msgspec.to_builtins(run_metrics(valid={"auc": 0.5}))
+    del metrics["format_version"], metrics["metrics"]
+    old = metrics | {"valid": {"auc": 0.6}, "test": {"auc": 0.7}, "rows_per_second": 2.0}
+    (run.path / METRICS).write_text(json.dumps(old))
+    assert run.metrics.metrics == {"valid": {"auc": 0.6}, "test": {"auc": 0.7}}
+    assert run.metrics.training.rows_per_second == 2.0
+
+
+def test_damaged_metrics_are_refused_by_name(tmp_path: Path, job: Job) -> None:
+    run = create_run(job, tmp_path)
+    (run.path / METRICS).write_text('{"format_version": 2')
+    with pytest.raises(RunError, match=r"metrics\.json: damaged"):
+        _ = run.metrics
+
+
+def run_metrics(valid: dict[str, float | None]) -> RunMetrics:
+    epoch = Epoch(
+        epoch=1,
+        step=3,
+        train_loss=0.7,
+        valid=valid,
+        lr_sparse=1e-3,
+        lr_dense=1e-3,
+        seconds=1.0,
+        rows_per_second=2.0,
+        improved=True,
+    )
+    training = Training(
+        epochs=1,
+        best_epoch=1,
+        steps=3,
+        stopped="epochs",
+        monitor="auc",
+        best=0.5,
+        seconds=1.0,
+        rows_per_second=2.0,
+        peak_rss_mb=60.0,
+        peak_cuda_mb=None,
+        parameters=9,
+        device="cpu",
+        precision="float32",
+        seed=1,
+        world_size=1,
+    )
+    return RunMetrics(training=training, history=[epoch], prepared="prepared/x", schema_hash="0")
 
 
 def test_log_is_one_object_a_line(tmp_path: Path, job: Job) -> None:

@@ -282,7 +282,10 @@ def test_a_fraction_for_an_integer_is_named_with_its_row(
 ) -> None:
     rows = click_rows.select(SCALARS).head(3).with_columns(user=pl.Series([1.0, 2.0, 3.5]))
     refused(
-        scalar_release, rows, tmp_path, r"row 3, column 'user': found 3\.5, expected int64: a whole"
+        scalar_release,
+        rows,
+        tmp_path,
+        r"row 3, column 'user': found 3\.5, expected int64: an integer",
     )
 
 

@@ -10,9 +10,10 @@ import torch
 from headwater.feature_store.schema import Schema
 from headwater.models.placement.place import place
 from headwater.models.strategy import OneLoss
+from headwater.pipelines.families.ctr import CTR
 from headwater.pipelines.job import Job, Train
 from headwater.pipelines.resolved import job_network, learn_settings
-from headwater.pipelines.training.plateau import Plateau, monitored
+from headwater.pipelines.training.plateau import Plateau
 
 
 @pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
@@ -56,7 +57,7 @@ def test_undefined_metric_is_no_improvement() -> None:
 )
 def test_monitored_value_is_to_be_maximised(monitor: str, expected: float) -> None:
     metrics = {"auc": 0.8, "gauc": 0.7, "logloss": 0.3}
-    assert monitored(metrics, monitor) == pytest.approx(expected)
+    assert CTR.monitored(metrics, monitor) == pytest.approx(expected)
 
 
 def test_state_goes_through_plain_values() -> None:

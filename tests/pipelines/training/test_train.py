@@ -68,20 +68,18 @@ def test_run_holds_its_job_metrics_log_and_best_checkpoint(
 ) -> None:
     run = train(tiny_job(epochs=6), tiny_prepared, runs=tmp_path)
     assert run.is_complete
-    metrics = run.read("metrics.json")
-    history = metrics["history"]
-    assert [record["epoch"] for record in history] == list(range(1, len(history) + 1))
-    best = max(history, key=lambda record: record["valid"]["auc"])
-    assert metrics["training"]["best_epoch"] == best["epoch"]
-    assert metrics["valid"] == best["valid"]
-    assert metrics["valid"]["auc"] > 0.7
-    assert metrics["rows_per_second"] > 0
-    assert metrics["peak_rss_mb"] > 50
-    assert metrics["schema_hash"] == tiny_prepared.schema.hash
-    assert Path(metrics["prepared"]) == tiny_prepared.path.resolve()
-    events = [
-        json.loads(line)["event"] for line in (run.path / "log.jsonl").read_text().splitlines()
-    ]
+    metrics = run.metrics
+    history = metrics.history
+    assert [record.epoch for record in history] == list(range(1, len(history) + 1))
+    best = max(history, key=lambda record: record.valid["auc"] or 0.0)
+    assert metrics.training.best_epoch == best.epoch
+    assert metrics.of("valid") == best.valid
+    assert (best.valid["auc"] or 0.0) > 0.7
+    assert metrics.training.rows_per_second > 0
+    assert metrics.training.peak_rss_mb > 50
+    assert metrics.schema_hash == tiny_prepared.schema.hash
+    assert Path(metrics.prepared) == tiny_prepared.path.resolve()
+    events = [json.loads(line).event for line in (run.path / "log.jsonl").read_text().splitlines()]
     assert events[0] == "training started"
     assert events[-1] == "training ended"
     assert events.count("epoch ended") == len(history)
@@ -93,9 +91,9 @@ def test_one_loop_trains_every_model(
     tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, model: str
 ) -> None:
     job = tiny_job(model={"type": model}, epochs=2, sparse={"lr": 0.2})
-    history = train(job, tiny_prepared, runs=tmp_path).read("metrics.json")["history"]
-    assert history[-1]["valid"]["auc"] > 0.55
-    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    history = train(job, tiny_prepared, runs=tmp_path).metrics.history
+    assert (history[-1].valid["auc"] or 0.0) > 0.55
+    assert history[-1].train_loss < history[0].train_loss
 
 
 def test_plateau_drops_both_rates_and_stops(
@@ -103,12 +101,12 @@ def test_plateau_drops_both_rates_and_stops(
 ) -> None:
     # No improvement is large enough after the first epoch.
     job = tiny_job(min_delta=0.6, patience=2, epochs=9, min_lr=5e-5, sparse={"lr": 0.02})
-    metrics = train(job, tiny_prepared, runs=tmp_path).read("metrics.json")
-    assert [r["lr_sparse"] for r in metrics["history"]] == pytest.approx([0.02, 0.02, 0.002])
-    assert [r["lr_dense"] for r in metrics["history"]] == pytest.approx([1e-3, 1e-3, 1e-4])
-    assert metrics["training"]["stopped"] == "plateau"
-    assert metrics["training"]["still_improving"] is False
-    assert metrics["training"]["best_epoch"] == 1
+    metrics = train(job, tiny_prepared, runs=tmp_path).metrics
+    assert [r.lr_sparse for r in metrics.history] == pytest.approx([0.02, 0.02, 0.002])
+    assert [r.lr_dense for r in metrics.history] == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert metrics.training.stopped == "plateau"
+    assert metrics.training.still_improving is False
+    assert metrics.training.best_epoch == 1
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 1}, {"epochs": 3, "min_delta": 0.6}])
@@ -130,7 +128,7 @@ def test_training_that_epochs_end_while_it_improves_says_so(
     ended = json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])
     found = {
         result["still_improving"],
-        run.read("metrics.json")["training"]["still_improving"],
+        run.metrics.training.still_improving,
         ended["still_improving"],
     }
     assert (result["stopped"], ended["event"]) == ("epochs", "training ended")
@@ -150,7 +148,7 @@ def test_weights_change_the_loss_and_zero_weights_teach_nothing(
     prepared = with_rows(tiny_prepared, tmp_path / "prepared", weight=0.0)
     job = tiny_job(epochs=1, model={"type": "dnn", "embedding_dim": 8, "hidden": [8]})
     run = train(job, prepared, runs=tmp_path)
-    assert run.read("metrics.json")["history"][0]["train_loss"] == 0.0
+    assert run.metrics.history[0].train_loss == 0.0
     saved = Checkpoints(run.checkpoint).load("best")
     assert saved is not None
     trained = saved["network"]["weights"]
@@ -278,7 +276,7 @@ def test_last_batch_of_one_row_does_not_stop_batch_norm(
 ) -> None:
     prepared = with_rows(tiny_prepared, tmp_path / "prepared", rows=129)
     run = train(tiny_job(batch_size=64, epochs=1), prepared, runs=tmp_path)
-    assert run.read("metrics.json")["history"][0]["step"] == 2
+    assert run.metrics.history[0].step == 2
     assert "batch too small, skipped" in (run.path / "log.jsonl").read_text()
 
 
@@ -334,7 +332,7 @@ def test_two_processes_train_like_one_and_resume_after_a_kill(
     tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, same_training: SameTraining
 ) -> None:
     job = tiny_job(epochs=3, batch_size=300, checkpoint_steps=2, sparse={"mode": "fused"})
-    alone = train(job, tiny_prepared, runs=tmp_path / "one").read("metrics.json")
+    alone = train(job, tiny_prepared, runs=tmp_path / "one").metrics
     script = tmp_path / "resume.py"
     script.write_text(RESUME)
 
@@ -348,10 +346,13 @@ def test_two_processes_train_like_one_and_resume_after_a_kill(
 
     whole, killed = create_run(job, tmp_path), create_run(job, tmp_path)
     assert start(whole).wait() == 0, (tmp_path / "stderr").read_text()
-    metrics = whole.read("metrics.json")
-    assert metrics["training"]["world_size"] == 2
-    assert metrics["history"][0]["step"] == alone["history"][0]["step"]
-    assert metrics["valid"]["auc"] == pytest.approx(alone["valid"]["auc"], abs=0.03)
+    metrics = whole.metrics
+    assert metrics.training.world_size == 2
+    assert metrics.history[0].step == alone.history[0].step
+    valid, alone_valid = metrics.of("valid"), alone.of("valid")
+    assert valid is not None
+    assert alone_valid is not None
+    assert valid["auc"] == pytest.approx(alone_valid["auc"], abs=0.03)
     process = start(killed)
     wait_for(process, killed.path / "log.jsonl", 9, tmp_path / "stderr")
     ranks = [int(path.read_text()) for path in killed.path.parent.glob(f"{killed.path.name}.*.pid")]
@@ -372,7 +373,7 @@ def test_two_processes_train_like_one_and_resume_after_a_kill(
     assert start(killed).wait() == 0, (tmp_path / "stderr").read_text()
     same_training(killed.path, whole.path, only_best=True)
     evaluated = evaluate(whole)
-    assert evaluated["valid"]["auc"] == pytest.approx(metrics["valid"]["auc"], abs=1e-6)
+    assert evaluated.metrics["valid"]["auc"] == pytest.approx(valid["auc"], abs=1e-6)
 
 
 RESUME = """

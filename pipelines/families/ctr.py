@@ -1,0 +1,138 @@
+"""Click models: rows with a label, the logit of a click, and metrics of ranking and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from headwater.feature_store.reader import Reader
+from headwater.models.batch import Batch
+from headwater.pipelines.evaluation.importance import (
+    MAX_ROWS,
+    concatenate,
+    gate_values,
+    permutation_importance,
+)
+from headwater.pipelines.evaluation.predict import predict
+from headwater.pipelines.evaluation.records import ClickEvaluation, ClickSplit, Evaluation
+from headwater.pipelines.evaluation.scores import Scores, measure, slice_columns
+from headwater.pipelines.evaluation.summary import summarise
+from headwater.pipelines.family import Examples, Family, Metric, Panel, Reading, Scoring
+from headwater.pipelines.loader import Loader
+from headwater.pipelines.prepared import Prepared, SplitName
+from headwater.pipelines.ranks import Ranks
+from headwater.pipelines.reporting.click_panels import click_panels
+from headwater.pipelines.training.diagnose import non_finite_loss
+
+_BLOCKS_OF_SAMPLE = 64
+
+
+def examples(
+    prepared: Prepared, split: SplitName, reading: Reading, ranks: Ranks, device: torch.device
+) -> Loader:
+    """Return the batches of a split."""
+    shuffle_rows = reading.shuffle_rows
+    reader = Reader(
+        prepared.dataset(split, verify=reading.verify),
+        reading.batch_size,
+        seed=reading.seed,
+        shuffle=shuffle_rows is not None,
+        **({} if shuffle_rows is None else {"buffer_rows": shuffle_rows}),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    return Loader(reader, device)
+
+
+def measure_split(
+    scoring: Scoring, batches: Examples, split: SplitName
+) -> Mapping[str, float] | None:
+    """Return the metrics of a split on rank 0; DataError where it has one class only."""
+    scores = _score(scoring, batches, split)
+    if scores is None:
+        return None
+    scores.require_both_classes()
+    return measure(scores)[0]
+
+
+def evaluate_splits(
+    scoring: Scoring, splits: Sequence[SplitName], common: Mapping[str, Any]
+) -> Evaluation:
+    """Measure splits, and explain the network by a sample of the validation rows."""
+    prepared, device = scoring.prepared, scoring.placement.device
+    reading = Reading(scoring.batch_size)
+    columns = [column for column, _ in slice_columns(prepared.schema)]
+    summaries: dict[str, ClickSplit] = {}
+    for split in splits:
+        scores = _score(scoring, examples(prepared, split, reading, scoring.ranks, device), split)
+        assert scores is not None, "an evaluation runs in one process"
+        if split == "valid":
+            scores.require_both_classes()
+        summaries[split] = summarise(scores, columns)
+    # Hashed once: scoring the split has done it.
+    sample = _sample(prepared, device, verify="valid" not in splits)
+    return ClickEvaluation(
+        **common,
+        splits=summaries,
+        importance=permutation_importance(
+            scoring.placement.logit, sample, prepared.schema, split="valid"
+        ),
+        gates=gate_values(scoring.placement.network, sample, prepared.schema),
+    )
+
+
+def _score(scoring: Scoring, batches: Examples, split: SplitName) -> Scores | None:
+    return predict(
+        scoring.placement,
+        batches.epoch(0),
+        scoring.prepared.schema,
+        scoring.folder,
+        split,
+        rows=batches.rows,
+        ranks=scoring.ranks,
+    )
+
+
+def _sample(prepared: Prepared, device: torch.device, *, verify: bool) -> Batch:
+    """Return at most `MAX_ROWS` rows from many places of the validation rows, the same each time."""
+    data = prepared.dataset("valid", verify=verify)
+    rows = min(MAX_ROWS, len(data))
+    reader = Reader(data, rows, seed=0, shuffle=True, buffer_rows=_BLOCKS_OF_SAMPLE * 1024)
+    return concatenate([next(Loader(reader, device, prefetch=1).epoch(0))], rows)
+
+
+def panels(evaluation: Evaluation) -> Iterable[Panel]:
+    """Return the sections of a click model's report."""
+    return click_panels(cast("ClickEvaluation", evaluation))
+
+
+CTR = Family(
+    name="ctr",
+    metrics={
+        "auc": Metric("AUC", "a positive is scored above a negative; 0.5 is chance"),
+        "gauc": Metric(
+            "grouped AUC",
+            "the same within each group, by its rows",
+            undefined="no group has rows of both classes, so grouped AUC is not defined. "
+            "Set train.monitor = 'auc', or group by another column in features.group.",
+        ),
+        "logloss": Metric("logloss", "surprise at the labels, in nats; lower is better", "low"),
+        "ne": Metric(
+            "normalised entropy", "logloss over that of a constant; below 1 beats it", "low"
+        ),
+        "ece": Metric("ECE", "mean distance of probability and rate over 15 bins", "low"),
+        "calibration": Metric(
+            "calibration", "mean probability over positive rate; 1 is right", 1.0
+        ),
+    },
+    monitor="auc",
+    headline=("auc", "gauc", "logloss"),
+    examples=examples,
+    measure=measure_split,
+    non_finite=non_finite_loss,
+    evaluate=evaluate_splits,
+    evaluation=ClickEvaluation,
+    panels=panels,
+)

@@ -1,0 +1,136 @@
+"""Families of models: the one place that says what a kind of model asks of data, metrics, report and release.
+
+Steps ask the family of a job and never which kind of model it is. A family's record lies in `families/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from headwater.feature_store.errors import TrainingError
+    from headwater.models.placement.placement import Placement
+    from headwater.pipelines.evaluation.records import Evaluation
+    from headwater.pipelines.job import Job
+    from headwater.pipelines.prepared import Prepared, SplitName
+    from headwater.pipelines.ranks import Ranks
+
+FAMILIES = {"ctr": "headwater.pipelines.families.ctr:CTR"}
+"""Name to `module:NAME` of the record, imported when it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of a family, as monitor, report and comparison read it."""
+
+    label: str
+    meaning: str
+    best: Literal["high", "low"] | float = "high"
+    """Which value is best: a high one, a low one, or the one nearest to a number."""
+    undefined: str = ""
+    """Why it may not be defined on validation rows, and the remedy."""
+
+    def gain(self, value: float) -> float:
+        """Return the value so that more is better."""
+        if isinstance(self.best, float):
+            return -abs(value - self.best)
+        return value if self.best == "high" else -value
+
+
+class Examples(Protocol):
+    """Batches of a split for one rank."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the split, of all ranks."""
+        ...
+
+    def epoch(self, number: int, start_batch: int = 0) -> Iterator[Any]:
+        """Yield the batches of an epoch, from 0, from `start_batch` on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a split is read."""
+
+    batch_size: int
+    seed: int = 0
+    shuffle_rows: int | None = None
+    """Rows among which training shuffles; None for the order of the shards."""
+    verify: bool = True
+    """Whether shards are compared with their hashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A network and the prepared data that it is measured on."""
+
+    placement: Placement
+    prepared: Prepared
+    ranks: Ranks
+    batch_size: int
+    folder: Path
+    """Folder of the scored rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A section of a report: a template of `reporting/templates/` and what it shows."""
+
+    anchor: str
+    title: str
+    template: str
+    shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Everything in which a family of models differs from the others."""
+
+    name: str
+    metrics: Mapping[str, Metric]
+    """By name, in the order of tables."""
+    monitor: str
+    """What `train.monitor` is by default."""
+    headline: tuple[str, ...]
+    """The few metrics of a line of the log."""
+    examples: Callable[[Prepared, SplitName, Reading, Ranks, Any], Examples]
+    """Batches of a split, on a device."""
+    measure: Callable[[Scoring, Examples, SplitName], Mapping[str, float] | None]
+    """Metrics of a split, on rank 0; every rank must call it. DataError where nothing can be measured."""
+    non_finite: Callable[..., TrainingError]
+    """The error for a loss that is not finite, with cause and remedy: `non_finite_loss` of training."""
+    evaluate: Callable[[Scoring, Sequence[SplitName], Mapping[str, Any]], Evaluation]
+    """The evaluation of splits, with the fields that all families share."""
+    evaluation: type[Evaluation]
+    """Its type, to read it from its file."""
+    panels: Callable[[Evaluation], Iterable[Panel]]
+    """Sections of the report, in order."""
+
+    def why_undefined(self, values: Mapping[str, float], monitor: str) -> str:
+        """Return why the monitor has no value, and the remedy."""
+        name = next(each for each in monitor.split("-") if not isfinite(values[each]))
+        return self.metrics[name].undefined or f"{name} is not defined on these rows."
+
+    def monitored(self, values: Mapping[str, float], monitor: str) -> float:
+        """Return the value to be maximised: the gain of a metric, or of several joined by '-', summed."""
+        return sum(self.metrics[name].gain(values[name]) for name in monitor.split("-"))
+
+
+def find_family(name: str) -> Family:
+    """Return the record of a family."""
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def family_of(job: Job) -> Family:
+    """Return the family of a job's model; JobError where there is no such model."""
+    from headwater.models.registry import load_model
+
+    return find_family(load_model(job.model.type).family)
