@@ -48,6 +48,7 @@ from headwater.pipelines.runs import Run, as_run
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.training.assemble import load_trained
 from headwater.pipelines.validate import context_problems
+from headwater.serving.kinds.scorer import Scorer, open_session
 from headwater.serving.manifest import (
     FORMAT_VERSION,
     MODEL_NAME,
@@ -57,7 +58,6 @@ from headwater.serving.manifest import (
     Manifest,
     Output,
 )
-from headwater.serving.scorer import Scorer, open_session
 
 
 def export(

@@ -28,11 +28,11 @@ from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.table import Chunk, Table
 from headwater.pipelines.job import read_csv_format
 from headwater.pipelines.output import whole_file
+from headwater.serving.kinds.scorer import require_finite
 from headwater.serving.manifest import MANIFEST_NAME, Input, Manifest
 from headwater.serving.release import load_release
-from headwater.serving.scorer import require_finite
-from headwater.serving.signature import LENGTH, Arrays
-from headwater.serving.tensors import MISSING, NUMPY
+from headwater.serving.signature import LENGTH
+from headwater.serving.tensors import MISSING, NUMPY, Arrays
 
 BATCH_ROWS = 65_536
 

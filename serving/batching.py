@@ -16,9 +16,9 @@ from queue import Empty, SimpleQueue
 import structlog
 
 from headwater.serving.admission import Admission
+from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
-from headwater.serving.scorer import Scorer, Scores
-from headwater.serving.signature import Arrays
+from headwater.serving.tensors import Arrays
 
 log = structlog.get_logger(__name__)
 

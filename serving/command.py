@@ -127,8 +127,8 @@ async def _serve(
 
     from headwater.serving.admission import Admission
     from headwater.serving.batching import Batcher
-    from headwater.serving.http import Application
     from headwater.serving.metrics import Metrics
+    from headwater.serving.protocols.http import Application
     from headwater.serving.registry import Registry
     from headwater.serving.service import Service
 

@@ -22,9 +22,9 @@ import structlog
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.serving.errors import NotReadyError, UnknownError, shorten, unknown_name
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.metrics import Metrics
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from headwater.feature_store.errors import ReleaseError
 from headwater.feature_store.files import file_sha256
 from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import RequestError
+from headwater.serving.kinds.scorer import Scorer, open_session
 from headwater.serving.manifest import FORMAT_VERSION, MANIFEST_NAME, MODEL_NAME, Manifest
-from headwater.serving.scorer import Scorer, open_session
 from headwater.serving.signature import columns_to_arrays
 
 GRAPH_TYPES: dict[Dtype, str] = {

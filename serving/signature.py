@@ -15,9 +15,16 @@ import numpy.typing as npt
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.errors import Misfit, RequestError, TooLargeError, shorten, unknown_name
 from headwater.serving.manifest import Feature, Input
-from headwater.serving.tensors import MAX_CELLS, MISSING, NUMPY, Array, flat, missing, ragged
-
-Arrays = dict[str, Array]
+from headwater.serving.tensors import (
+    MAX_CELLS,
+    MISSING,
+    NUMPY,
+    Array,
+    Arrays,
+    flat,
+    missing,
+    ragged,
+)
 
 LENGTH = ".length"
 MAX_RUN_ROWS = 4096

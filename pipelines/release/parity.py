@@ -26,8 +26,8 @@ from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.pipelines.evaluation.metrics import auc
 from headwater.pipelines.score import frame_to_arrays
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import Input
-from headwater.serving.scorer import Scorer
 
 LATENCY_ROWS = (1, 32, 512)
 LATENCY_RUNS = 21

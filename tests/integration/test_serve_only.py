@@ -96,7 +96,7 @@ def test_serves_a_release_and_imports_nothing_of_training(
         assert ask(f"{url}/openapi.json")[0] == 200
     np.testing.assert_allclose(answer["scores"], golden["scores"], rtol=0, atol=1e-6)
     modules = set(re.findall(r"^import time:.*\|\s*([\w.]+)$", log.read_text(), re.MULTILINE))
-    assert {"headwater.serving.rank", "onnxruntime", "granian", "msgspec"} <= modules
+    assert {"headwater.serving.protocols.rank", "onnxruntime", "granian", "msgspec"} <= modules
     assert modules.isdisjoint(TRAINING)
     ours = {name for name in modules if name.startswith("headwater.")}
     assert {name for name in ours if name.startswith("headwater.feature_store.")} <= {

@@ -23,6 +23,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from headwater.feature_store.schema import INT64_MIN
+from headwater.serving.kinds.scorer import Scorer, open_session
 from headwater.serving.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -33,7 +34,6 @@ from headwater.serving.manifest import (
     Manifest,
     Output,
 )
-from headwater.serving.scorer import Scorer, open_session
 from headwater.serving.signature import columns_to_arrays
 
 INPUTS = (

@@ -15,10 +15,11 @@ import pytest
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.errors import QueueFullError
+from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer, Scores
-from headwater.serving.signature import Arrays, columns_to_arrays
+from headwater.serving.signature import columns_to_arrays
+from headwater.serving.tensors import Arrays
 
 
 class _Gate(Scorer):

@@ -14,10 +14,11 @@ from typing import Any
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.errors import QueueFullError
+from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer, Scores
-from headwater.serving.signature import Arrays, columns_to_arrays
+from headwater.serving.signature import columns_to_arrays
+from headwater.serving.tensors import Arrays
 
 RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}]}).encode()
 LARGE = {"model": "shop", "candidates": {"item": list(range(4000))}}

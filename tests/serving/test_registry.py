@@ -14,12 +14,12 @@ import pytest
 from headwater.serving import registry as registry_module
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
-from headwater.serving.messages import ModelMetadata
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.metrics import Metrics
-from headwater.serving.oip import model_metadata
+from headwater.serving.protocols.messages import ModelMetadata
+from headwater.serving.protocols.oip import model_metadata
+from headwater.serving.protocols.routes import Request
 from headwater.serving.registry import Model, Registry
-from headwater.serving.routes import Request
-from headwater.serving.scorer import Scorer
 from headwater.serving.service import Service
 
 

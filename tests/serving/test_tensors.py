@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.errors import Misfit, TooLargeError
 from headwater.serving.manifest import Input
+from headwater.serving.protocols.json_values import from_json
 from headwater.serving.signature import Signature
-from headwater.serving.tensors import flat, from_json, ragged
+from headwater.serving.tensors import flat, ragged
 
 _INTEGERS = st.none() | st.integers(INT64_MIN, 2**63 - 1)
 _NUMBERS = (

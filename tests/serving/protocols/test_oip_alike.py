@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from headwater.feature_store.schema import INT64_MIN
 from headwater.serving.errors import RequestError
 from headwater.serving.manifest import Input
-from headwater.serving.messages import InferRequest
-from headwater.serving.oip_runs import DATATYPES, decode_run
-from headwater.serving.oip_tensors import decode_tensors
+from headwater.serving.protocols.json_values import decode_json
+from headwater.serving.protocols.messages import InferRequest
+from headwater.serving.protocols.oip_alike import DATATYPES, decode_run
+from headwater.serving.protocols.oip_tensors import decode_tensors
 from headwater.serving.signature import Signature
-from headwater.serving.tensors import MISSING, decode_json
+from headwater.serving.tensors import MISSING
 
 SIGNATURE = Signature(
     [

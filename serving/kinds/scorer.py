@@ -12,8 +12,8 @@ import onnxruntime
 
 from headwater.serving.errors import Misfit, RequestError
 from headwater.serving.manifest import Manifest
-from headwater.serving.signature import MAX_RUN_ROWS, Arrays, Signature
-from headwater.serving.tensors import Array
+from headwater.serving.signature import MAX_RUN_ROWS, Signature
+from headwater.serving.tensors import Array, Arrays
 
 Scores = npt.NDArray[np.float32]
 

@@ -25,8 +25,8 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.manifest import Input
-from headwater.serving.messages import Failure, InferResponse
-from headwater.serving.oip import DATATYPES, HEAD_LENGTH
+from headwater.serving.protocols.messages import Failure, InferResponse
+from headwater.serving.protocols.oip import DATATYPES, HEAD_LENGTH
 
 pytestmark = pytest.mark.timeout(300)
 

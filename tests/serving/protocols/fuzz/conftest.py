@@ -21,8 +21,8 @@ from headwater.pipelines.export import export
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.prepare import prepare
 from headwater.pipelines.train import train
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer
 from headwater.serving.signature import columns_to_arrays
 
 SAME = 1e-6

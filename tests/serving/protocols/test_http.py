@@ -336,7 +336,7 @@ def test_command_ends_with_status_2_and_names_the_folder(tmp_path: Path) -> None
 
 def test_process_holds_no_training_library() -> None:
     done = _python(
-        "import sys, headwater.serving.command, headwater.serving.http, granian.server.embed\n"
+        "import sys, headwater.serving.command, headwater.serving.protocols.http, granian.server.embed\n"
         "banned = {'torch', 'polars', 'onnx', 'pyarrow', 'pydantic', 'torchrec', 'pandas'}\n"
         "print(sorted(banned & {name.partition('.')[0] for name in sys.modules}))"
     )

@@ -18,11 +18,11 @@ from headwater.serving.errors import (
     SlowRequestError,
     TooLargeError,
 )
-from headwater.serving.messages import Failure, InferRequest, RankRequest
-from headwater.serving.oip import HEAD_LENGTH
+from headwater.serving.protocols.messages import Failure, InferRequest, RankRequest
+from headwater.serving.protocols.oip import HEAD_LENGTH
+from headwater.serving.protocols.request_schemas import COMPONENTS, infer_schema, rank_schema
+from headwater.serving.protocols.routes import Route
 from headwater.serving.registry import Model
-from headwater.serving.request_schemas import COMPONENTS, infer_schema, rank_schema
-from headwater.serving.routes import Route
 
 _BODY_ERRORS = (RequestError, SlowRequestError, TooLargeError, EncodingError)
 

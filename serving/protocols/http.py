@@ -17,17 +17,25 @@ import msgspec
 import structlog
 from granian.rsgi import ProtocolClosed
 
-from headwater.serving import oip, rank
-from headwater.serving.bodies import inflate, read_body
 from headwater.serving.errors import (
     DeadlineError,
     QueueFullError,
     RequestError,
     SlowRequestError,
 )
-from headwater.serving.messages import Failure
-from headwater.serving.openapi import openapi
-from headwater.serving.routes import JSON, UNKNOWN, Request, Response, Route, Router, json_response
+from headwater.serving.protocols import oip, rank
+from headwater.serving.protocols.bodies import decoded, inflate, read_body
+from headwater.serving.protocols.messages import Failure
+from headwater.serving.protocols.openapi import openapi
+from headwater.serving.protocols.routes import (
+    JSON,
+    UNKNOWN,
+    Request,
+    Response,
+    Route,
+    Router,
+    json_response,
+)
 from headwater.serving.service import Service
 
 if TYPE_CHECKING:
@@ -131,9 +139,7 @@ class Application:
                 self._service.admission.check()
             encoding = headers.get("content-encoding")
             if encoding is not None:
-                body = await self._service.decode(
-                    len(body) * 8, inflate, body, encoding, self._max_body_bytes
-                )
+                body = await decoded(len(body) * 8, inflate, body, encoding, self._max_body_bytes)
             return await route.handler(self._service, Request(body, headers, params))
         except RequestError as error:
             return _failure(error)

@@ -16,10 +16,11 @@ import numpy as np
 from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import Misfit, RequestError, shorten
 from headwater.serving.manifest import Input
-from headwater.serving.messages import InferInput
-from headwater.serving.oip_runs import DATATYPES, decode_run
-from headwater.serving.signature import Arrays, Signature
-from headwater.serving.tensors import NUMPY, Array, from_json
+from headwater.serving.protocols.json_values import from_json
+from headwater.serving.protocols.messages import InferInput
+from headwater.serving.protocols.oip_alike import DATATYPES, decode_run
+from headwater.serving.signature import Signature
+from headwater.serving.tensors import NUMPY, Array, Arrays
 
 _LENGTH = struct.Struct("<I")
 _NULL = msgspec.Raw(b"null")

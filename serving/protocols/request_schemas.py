@@ -12,7 +12,7 @@ from typing import Any
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.manifest import Input, Manifest
-from headwater.serving.oip import DATATYPES
+from headwater.serving.protocols.oip import DATATYPES
 from headwater.serving.signature import LENGTH, Signature
 from headwater.serving.tensors import MAX_CELLS
 

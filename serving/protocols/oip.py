@@ -21,7 +21,11 @@ from headwater.serving.errors import (
     shorten,
     unknown_name,
 )
-from headwater.serving.messages import (
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.operations.score import score
+from headwater.serving.protocols.bodies import decoded
+from headwater.serving.protocols.json_values import decode_json
+from headwater.serving.protocols.messages import (
     InferOutput,
     InferRequest,
     InferResponse,
@@ -30,14 +34,12 @@ from headwater.serving.messages import (
     ServerMetadata,
     TensorMetadata,
 )
-from headwater.serving.oip_runs import DATATYPES
-from headwater.serving.oip_tensors import decode_tensors
+from headwater.serving.protocols.oip_alike import DATATYPES
+from headwater.serving.protocols.oip_tensors import decode_tensors
+from headwater.serving.protocols.routes import Request, Response, Route, json_response
 from headwater.serving.registry import Model, is_version
-from headwater.serving.routes import Request, Response, Route, json_response
-from headwater.serving.scorer import Scorer
 from headwater.serving.service import Service
-from headwater.serving.signature import Arrays
-from headwater.serving.tensors import Array, decode_json
+from headwater.serving.tensors import Array, Arrays
 
 HEAD_LENGTH = "inference-header-content-length"
 _VERSION = installed_version("headwater")
@@ -98,8 +100,8 @@ async def model_ready(service: Service, request: Request) -> Response:
 async def infer(service: Service, request: Request) -> Response:
     """Answer with the scores of the rows in the request."""
     _, scorer = _find(service, request)
-    message, arrays = await service.decode(len(request.body), decode, request, scorer)
-    scores = await service.score(scorer, arrays)
+    message, arrays = await decoded(len(request.body), decode, request, scorer)
+    scores = await score(service, scorer, arrays)
     return _answer(message, scorer, scores)
 
 

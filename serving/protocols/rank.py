@@ -17,13 +17,17 @@ from headwater.serving.errors import (
     UnknownError,
     shorten,
 )
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import Input
-from headwater.serving.messages import RankRequest, RankResponse
-from headwater.serving.routes import Request, Response, Route, json_response
-from headwater.serving.scorer import Scorer
+from headwater.serving.operations.rank import join_context
+from headwater.serving.operations.score import score
+from headwater.serving.protocols.bodies import decoded
+from headwater.serving.protocols.json_values import any_json, decode_json, from_json
+from headwater.serving.protocols.messages import RankRequest, RankResponse
+from headwater.serving.protocols.routes import Request, Response, Route, json_response
 from headwater.serving.service import Service
-from headwater.serving.signature import LENGTH, Arrays, Signature, repeat
-from headwater.serving.tensors import any_json, decode_json, flat, from_json, ragged
+from headwater.serving.signature import LENGTH, Signature
+from headwater.serving.tensors import Arrays, flat, ragged
 
 _request = msgspec.json.Decoder(RankRequest)
 _objects = msgspec.json.Decoder(list[dict[str, Any]])
@@ -33,11 +37,11 @@ _columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 async def rank(service: Service, request: Request) -> Response:
     """Answer with one score a candidate, in the order of the request."""
     size = len(request.body)
-    message = await service.decode(size, decode_json, _request, memoryview(request.body))
+    message = await decoded(size, decode_json, _request, memoryview(request.body))
     _, scorer = service.registry.get(message.model, message.version)
     check_size = service.admission.check_size
-    arrays, num_rows = await service.decode(size, decode, message, scorer, check_size)
-    scores = await service.score(scorer, arrays, num_rows)
+    arrays, num_rows = await decoded(size, decode, message, scorer, check_size)
+    scores = await score(service, scorer, arrays, num_rows)
     return json_response(
         RankResponse(
             model=scorer.manifest.name,
@@ -65,19 +69,17 @@ def decode(
     else:
         columns = decode_json(_columns, data, "$.candidates")
         arrays, num_rows = _from_columns(columns, signature, check_size)
+    context: Arrays = {}
     for name, raw in (message.context or {}).items():
         column = _column(signature, name, "$.context")
         if name in arrays:
             raise RequestError(f"$.context.{name}: it is given in the candidates as well")
         try:
-            once = _tensors(column, [any_json(raw)])
+            context |= _tensors(column, [any_json(raw)])
         except Misfit as fault:
             place = fault.place.removeprefix("[0]")
             raise fault.at(f"$.context.{name}", place) from None
-        for tensor, array in once.items():
-            is_context = column.role == "context" and num_rows > 0
-            arrays[tensor] = array if is_context else repeat(tensor, array, num_rows)
-    return arrays, num_rows
+    return join_context(arrays, context, num_rows, signature), num_rows
 
 
 def _column(signature: Signature, name: str, where: str) -> Input:
