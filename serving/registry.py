@@ -24,7 +24,7 @@ from headwater.feature_store.errors import ReleaseError
 from headwater.serving.errors import NotReadyError, UnknownError, shorten, unknown_name
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.metrics import Metrics
-from headwater.serving.release import load_release
+from headwater.serving.release import is_version, load_release
 
 log = structlog.get_logger(__name__)
 
@@ -268,8 +268,3 @@ def _stamp(release: Path) -> Stamp:
 
 def _is_named(path: Path) -> bool:
     return not path.name.startswith(".") and not path.name.endswith(".tmp")
-
-
-def is_version(name: str) -> bool:
-    """Return whether a text is a version: a decimal integer without leading zeros, below 10^18."""
-    return name.isascii() and name.isdigit() and len(name) <= 18 and str(int(name)) == name

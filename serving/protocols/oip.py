@@ -37,7 +37,8 @@ from headwater.serving.protocols.messages import (
 from headwater.serving.protocols.oip_alike import DATATYPES
 from headwater.serving.protocols.oip_tensors import decode_tensors
 from headwater.serving.protocols.routes import Request, Response, Route, json_response
-from headwater.serving.registry import Model, is_version
+from headwater.serving.registry import Model
+from headwater.serving.release import is_version
 from headwater.serving.service import Service
 from headwater.serving.tensors import Array, Arrays
 
@@ -85,7 +86,7 @@ async def model_metadata(service: Service, request: Request) -> Response:
             ],
             outputs=[
                 TensorMetadata(name=output.name, datatype="FP32", shape=[-1])
-                for output in manifest.outputs
+                for output in scorer.graph.outputs
             ],
         )
     )
@@ -133,7 +134,7 @@ def _head_length(text: str, size: int) -> int:
 
 
 def _check_outputs(message: InferRequest, scorer: Scorer) -> None:
-    known = [output.name for output in scorer.manifest.outputs]
+    known = [output.name for output in scorer.graph.outputs]
     for index, output in enumerate(message.outputs or ()):
         if output.name not in known:
             where = f"$.outputs[{index}].name"
@@ -144,7 +145,7 @@ def _check_outputs(message: InferRequest, scorer: Scorer) -> None:
 
 
 def _answer(message: InferRequest, scorer: Scorer, scores: Array) -> Response:
-    name = scorer.manifest.outputs[0].name
+    name = scorer.output.name
     asked = message.outputs[0].parameters if message.outputs else None
     binary = (asked or {}).get("binary_data")
     if binary is None:

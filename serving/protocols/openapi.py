@@ -135,7 +135,7 @@ def _json_of(body: dict[str, Any]) -> dict[str, Any]:
 
 def _rank_schemas(models: Mapping[str, Model]) -> list[dict[str, Any]]:
     return [
-        rank_schema(scorer.manifest, is_newest=number == model.newest)
+        rank_schema(scorer, is_newest=number == model.newest)
         for model in models.values()
         for number, scorer in model.versions.items()
     ]
@@ -153,7 +153,7 @@ def _infer_paths(
             path = route.path.replace("{model}", quote(name, safe=""))
             path = path.replace("{version}", str(number))
             body = operation["requestBody"]
-            schema = infer_schema(scorer.manifest, scorer.signature)
+            schema = infer_schema(scorer)
             content = body["content"] | {"application/json": {"schema": schema}}
             paths[path] = {
                 route.method.lower(): operation

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
-from headwater.serving.manifest import Input, Manifest
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.manifest import Input
 from headwater.serving.protocols.oip import DATATYPES
-from headwater.serving.signature import LENGTH, Signature
+from headwater.serving.signature import LENGTH
 from headwater.serving.tensors import MAX_CELLS
 
 JsonSchema = dict[str, Any]
@@ -47,13 +48,14 @@ COMPONENTS: dict[str, JsonSchema] = {
 """What the schemas of all releases refer to, under `#/components/schemas/`."""
 
 
-def rank_schema(manifest: Manifest, *, is_newest: bool) -> JsonSchema:
+def rank_schema(scorer: Scorer, *, is_newest: bool) -> JsonSchema:
     """Return the body of `POST /v1/rank` for a release, with an example.
 
     Each input stands where its role puts it; the service takes it on either side.
     """
+    manifest = scorer.manifest
     by_role: dict[str, dict[str, Input]] = {"context": {}, "candidate": {}}
-    for column in manifest.inputs:
+    for column in scorer.graph.inputs:
         by_role[column.role][column.name] = column
     candidate = _object({name: _value(each) for name, each in by_role["candidate"].items()})
     columns = _object(
@@ -97,9 +99,10 @@ def rank_schema(manifest: Manifest, *, is_newest: bool) -> JsonSchema:
     return schema
 
 
-def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
+def infer_schema(scorer: Scorer) -> JsonSchema:
     """Return the JSON body of an infer request of a release, with an example."""
-    tensors = list(signature.tensors.values())
+    manifest = scorer.manifest
+    tensors = list(scorer.signature.tensors.values())
     return {
         "title": f"{manifest.name}, version {manifest.version}",
         "type": "object",
@@ -124,7 +127,7 @@ def infer_schema(manifest: Manifest, signature: Signature) -> JsonSchema:
                     "type": "object",
                     "required": ["name"],
                     "properties": {
-                        "name": {"enum": [output.name for output in manifest.outputs]},
+                        "name": {"enum": [output.name for output in scorer.graph.outputs]},
                         "parameters": _OUTPUT_PARAMETERS,
                     },
                 },

@@ -37,7 +37,7 @@ from load import Body, Wrk, feeds, infer_body, post, running
 from measure import Spread, interleave, machine, ratios, table, write_figures
 from releases import make_release, rows
 
-from headwater.serving.kinds.scorer import open_session
+from headwater.serving.kinds.graph import open_session
 from headwater.serving.manifest import MODEL_NAME
 
 CONTEXT = tuple(f"f{index:02}" for index in range(20))

@@ -32,7 +32,7 @@ def golden() -> dict[str, Any]:
 def test_it_loads_with_its_golden_rows(golden: dict[str, Any]) -> None:
     scorer = load_release(RELEASE)
     assert (scorer.manifest.name, scorer.manifest.version) == ("shop-v1", 1)
-    scores = scorer.score(columns_to_arrays(scorer.manifest.inputs, golden["rows"]))
+    scores = scorer.score(columns_to_arrays(scorer.graph.inputs, golden["rows"]))
     np.testing.assert_allclose(scores, golden["scores"], rtol=0, atol=SAME)
 
 

@@ -58,7 +58,7 @@ def _batcher(max_queue_rows: int) -> Batcher:
 
 
 def _feeds(scorer: Scorer, columns: dict[str, list[Any]]) -> tuple[Arrays, int]:
-    arrays = columns_to_arrays(scorer.manifest.inputs, columns)
+    arrays = columns_to_arrays(scorer.graph.inputs, columns)
     num_rows = scorer.signature.num_rows(arrays)
     return scorer.signature.complete(arrays, num_rows), num_rows
 

@@ -20,7 +20,7 @@ from headwater.pipelines.release import parity
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.train import train
-from headwater.serving.manifest import MODEL_NAME
+from headwater.serving.manifest import MODEL_NAME, SCORE
 from headwater.serving.release import load_release, read_manifest
 
 # torch's exporter and onnxruntime's tool load for seconds, in whichever test comes first.
@@ -49,7 +49,7 @@ def test_scores_are_near_those_of_the_network(
     make_network: Callable[..., Any],
 ) -> None:
     scorer = load_release(release)
-    found = scorer.score(frame_to_arrays(click_rows, scorer.manifest.inputs))
+    found = scorer.score(frame_to_arrays(click_rows, scorer.graph.inputs))
     network = make_network("finalmlp", **MODEL)
     expected = torch_scores(network, click_schema, click_rows, 1.0)
     assert 1e-6 < np.abs(found - expected).max() < 0.05
@@ -59,7 +59,7 @@ def test_scores_are_near_those_of_the_network(
 def test_the_manifest_says_what_it_is_and_what_it_costs(release: Path) -> None:
     manifest = read_manifest(release)
     assert manifest.precision == "int8"
-    assert manifest.golden.tolerance == 0.1
+    assert manifest.graphs[SCORE].golden.tolerance == 0.1
     found = manifest.parity
     assert found["auc_cost"] == found["auc_cost_float32"] - found["auc_cost_int8"]
     assert found["auc_cost_float32"] == pytest.approx(found["auc_torch"], abs=1e-6)
@@ -89,10 +89,10 @@ def test_a_row_scores_the_same_in_any_batch(release: Path, click_rows: pl.DataFr
     rows = click_rows.with_columns(
         price=pl.when(pl.int_range(pl.len()) == 5).then(1e30).otherwise("price")
     )
-    among = scorer.score(frame_to_arrays(rows, scorer.manifest.inputs))
+    among = scorer.score(frame_to_arrays(rows, scorer.graph.inputs))
     assert np.isfinite(among).all()
     for row in (0, 6, 100):
-        alone = scorer.score(frame_to_arrays(rows[row], scorer.manifest.inputs))
+        alone = scorer.score(frame_to_arrays(rows[row], scorer.graph.inputs))
         assert alone[0] == pytest.approx(among[row], abs=1e-6)
 
 

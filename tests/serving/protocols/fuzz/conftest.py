@@ -77,7 +77,7 @@ class Target:
         assert scores.shape == (len(rows),), (model, rows, scores)
         assert np.all((scores >= 0) & (scores <= 1))
         scorer = self.scorers[model]
-        inputs = scorer.manifest.inputs
+        inputs = scorer.graph.inputs
         dense = [f.inputs[0] for f in scorer.manifest.features if f.cardinality == 0]
         for row, score in zip(rows, scores, strict=True):
             columns = {column.name: [row.get(column.name)] for column in inputs}
