@@ -68,7 +68,7 @@ def score(
     if checked(batch_rows, int, "score: batch_rows", "a number of rows") < 1:
         raise refused(batch_rows, "score: batch_rows", "at least 1")
     start_s = time.perf_counter()
-    scorer = load_release(release_folder(release))
+    scorer = load_release(release_folder(release), Scorer)
     manifest = scorer.manifest
     table = Table(find_files(str(source), read_csv_format(manifest.csv if csv is None else csv)))
     inputs = _Inputs(scorer, table)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TypeVar, overload
 
 import msgspec
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.feature_store.files import file_sha256
-from headwater.serving.kinds import open_kind
+from headwater.serving.kinds import Release, open_kind
 from headwater.serving.manifest import AGAIN, FORMAT_VERSION, MANIFEST_NAME, Manifest
 from headwater.serving.manifest_v1 import VERSION_1, ManifestV1, to_version_2
 
-if TYPE_CHECKING:
-    from headwater.serving.kinds import Release
+R = TypeVar("R", bound=Release)
 
 
-def load_release(path: Path) -> Release:
-    """Return what the release at `path` can do, by its kind.
+@overload
+def load_release(path: Path) -> Release: ...
+@overload
+def load_release(path: Path, kind: type[R]) -> R: ...
+def load_release(path: Path, kind: type[Release] | None = None) -> Release:
+    """Return the release at `path`, open and proven; of `kind`, where one is asked for.
 
     Checks the manifest, the SHA-256 of each file, the inputs and outputs of the graphs, and the golden
     rows. Raises `ReleaseError` that says which of them failed.
     """
     try:
         manifest = read_manifest(path)
+        if kind is not None and manifest.kind != kind.kind:
+            raise ReleaseError(
+                f"{path / MANIFEST_NAME}: kind: expected {kind.kind!r}, found {manifest.kind!r}"
+            )
         _check_files(path, manifest)
         return open_kind(path, manifest)
     except OSError as error:

@@ -1,21 +1,23 @@
 """The kinds of releases, each with what it can do: a line in `KINDS` and a file here.
 
-A file holds a class with its `kind` and its `manifest`, and the function that opens a folder as one.
+A file holds a class that is a `Release`, and the function that opens a folder as one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.serving.manifest import MANIFEST_NAME, Manifest
 
-if TYPE_CHECKING:
-    from headwater.serving.kinds.scorer import Scorer
 
-    Release = Scorer
+class Release(Protocol):
+    """An open release, whatever it can do; a class of each kind has that and more."""
+
+    kind: ClassVar[str]
+    manifest: Manifest
 
 
 def open_kind(path: Path, manifest: Manifest) -> Release:

@@ -121,7 +121,7 @@ def _find(service: Service, request: Request) -> tuple[Model, Scorer]:
     if version is not None and not is_version(version):
         raise UnknownError(f"version: expected an integer, found {shorten(version, 30)!r}")
     name = request.params["model"]
-    return service.registry.get(name, None if version is None else int(version))
+    return service.registry.get(name, None if version is None else int(version), Scorer)
 
 
 def _head_length(text: str, size: int) -> int:

@@ -18,6 +18,7 @@ from headwater.serving.errors import (
     SlowRequestError,
     TooLargeError,
 )
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.protocols.messages import Failure, InferRequest, RankRequest
 from headwater.serving.protocols.oip import HEAD_LENGTH
 from headwater.serving.protocols.request_schemas import COMPONENTS, infer_schema, rank_schema
@@ -138,6 +139,7 @@ def _rank_schemas(models: Mapping[str, Model]) -> list[dict[str, Any]]:
         rank_schema(scorer, is_newest=number == model.newest)
         for model in models.values()
         for number, scorer in model.versions.items()
+        if isinstance(scorer, Scorer)
     ]
 
 
@@ -148,6 +150,8 @@ def _infer_paths(
     paths: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         for number, scorer in model.versions.items():
+            if not isinstance(scorer, Scorer):
+                continue
             if "{version}" not in route.path and number != model.newest:
                 continue
             path = route.path.replace("{model}", quote(name, safe=""))

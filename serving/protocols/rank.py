@@ -38,7 +38,7 @@ async def rank(service: Service, request: Request) -> Response:
     """Answer with one score a candidate, in the order of the request."""
     size = len(request.body)
     message = await decoded(size, decode_json, _request, memoryview(request.body))
-    _, scorer = service.registry.get(message.model, message.version)
+    _, scorer = service.registry.get(message.model, message.version, Scorer)
     check_size = service.admission.check_size
     arrays, num_rows = await decoded(size, decode, message, scorer, check_size)
     scores = await score(service, scorer, arrays, num_rows)

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release
 from headwater.serving.signature import columns_to_arrays
 
@@ -30,7 +31,7 @@ def golden() -> dict[str, Any]:
 
 
 def test_it_loads_with_its_golden_rows(golden: dict[str, Any]) -> None:
-    scorer = load_release(RELEASE)
+    scorer = load_release(RELEASE, Scorer)
     assert (scorer.manifest.name, scorer.manifest.version) == ("shop-v1", 1)
     scores = scorer.score(columns_to_arrays(scorer.graph.inputs, golden["rows"]))
     np.testing.assert_allclose(scores, golden["scores"], rtol=0, atol=SAME)

@@ -32,6 +32,7 @@ from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.parity import differing_columns, encoded, torch_scores
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.train import train
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, SCORE, Manifest
 from headwater.serving.release import load_release, read_manifest
 
@@ -161,7 +162,7 @@ def test_a_trained_run_is_exported_with_its_best_weights(
     run = train(job, tiny_prepared, runs=tmp_path / "runs")
     release = export(run, tmp_path / "releases")
     assert release == tmp_path / "releases" / "tiny" / "1"
-    manifest = load_release(release).manifest
+    manifest = load_release(release, Scorer).manifest
     metrics = run.read("metrics.json")
     assert manifest.metrics["valid"]["auc"] == metrics["valid"]["auc"]
     # The sample is all of the validation rows here.
@@ -221,7 +222,7 @@ def test_one_flipped_byte_is_refused(
     release = released("deepfm", network)
     files = {MODEL_NAME, builder.TABLES_NAME} if external else {MODEL_NAME}
     assert set(read_manifest(release).files) == files
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     arrays = frame_to_arrays(click_rows, scorer.graph.inputs)
     expected = torch_scores(network, click_schema, click_rows, 1.0)
     np.testing.assert_allclose(scorer.score(arrays), expected, atol=2e-6, rtol=0)
@@ -231,7 +232,7 @@ def test_one_flipped_byte_is_refused(
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         with pytest.raises(ReleaseError, match=f"{name}: corrupt"):
-            load_release(release)
+            load_release(release, Scorer)
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
 

@@ -18,6 +18,7 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import DataError, InputError, OutputError, ReleaseError
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays, score
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import SCORE
 from headwater.serving.release import load_release, read_manifest
 from headwater.serving.signature import columns_to_arrays
@@ -49,7 +50,7 @@ def scalar_release(
 
 
 def graph_scores(release: Path, rows: pl.DataFrame) -> np.ndarray:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     return scorer.score(frame_to_arrays(rows, scorer.graph.inputs))
 
 

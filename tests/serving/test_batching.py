@@ -45,7 +45,7 @@ class _Gate(Scorer):
 
 @pytest.fixture(scope="module")
 def scorers(shop: Path) -> tuple[Scorer, Scorer]:
-    return load_release(shop / "shop" / "1"), load_release(shop / "shop" / "2")
+    return load_release(shop / "shop" / "1", Scorer), load_release(shop / "shop" / "2", Scorer)
 
 
 def _batcher(max_queue_rows: int) -> Batcher:

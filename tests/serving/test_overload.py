@@ -41,7 +41,7 @@ def test_at_twice_the_capacity_half_is_refused_and_nothing_waits_long(
     shop: Path, make_rows: Callable[..., Any]
 ) -> None:
     async def go() -> None:
-        scorer = _Slow(load_release(shop / "shop" / "1"))
+        scorer = _Slow(load_release(shop / "shop" / "1", Scorer))
         admission = Admission(num_runners=1, max_queue_rows=8192, metrics=Metrics(), max_wait_s=0.1)
         batcher = Batcher(num_runners=1, admission=admission, metrics=Metrics())
         arrays = columns_to_arrays(scorer.graph.inputs, make_rows(10))

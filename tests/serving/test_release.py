@@ -16,6 +16,7 @@ import pytest
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.serving.errors import RequestError
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release, read_manifest, versions
 from headwater.serving.signature import columns_to_arrays
 
@@ -50,7 +51,7 @@ def _flip(file: Path, position: int) -> None:
 
 
 def test_whole_release_scores_rows(release: Path, make_rows: Callable[..., Any]) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     scores = scorer.score(columns_to_arrays(scorer.graph.inputs, make_rows(5)))
     assert scores.shape == (5,)
     assert scores.dtype == np.float32
@@ -133,7 +134,7 @@ def test_golden_rows_of_a_wrong_type_are_refused(release: Path) -> None:
 
 
 def test_offline_takes_arrays_and_lists_alike(release: Path) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
 
     def score(**columns: Any) -> list[float]:
         return scorer.score(columns_to_arrays(scorer.graph.inputs, columns)).tolist()
@@ -149,7 +150,7 @@ def test_offline_takes_arrays_and_lists_alike(release: Path) -> None:
 
 
 def test_offline_names_column_and_row_of_a_wrong_value(release: Path) -> None:
-    inputs = load_release(release).graph.inputs
+    inputs = load_release(release, Scorer).graph.inputs
     with pytest.raises(RequestError, match=r"column 'price', row \[1\]: expected a number"):
         columns_to_arrays(inputs, {"price": [1.0, "x"]})
     with pytest.raises(
@@ -161,7 +162,7 @@ def test_offline_names_column_and_row_of_a_wrong_value(release: Path) -> None:
 def test_offline_scores_more_rows_than_one_run(
     release: Path, make_rows: Callable[..., Any]
 ) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     rows = make_rows(9000)
     whole = scorer.score(columns_to_arrays(scorer.graph.inputs, rows))
     assert whole.shape == (9000,)
@@ -171,7 +172,7 @@ def test_offline_scores_more_rows_than_one_run(
 
 
 def test_scorer_refuses_arrays_of_another_type_or_shape(release: Path) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     with pytest.raises(RequestError, match=r"input 'item'\.dtype: expected int64, found float64"):
         scorer.score({"item": np.zeros((2, 1))})
     with pytest.raises(RequestError, match=r"input 'item'\.shape: expected shape \[N, 1\]"):

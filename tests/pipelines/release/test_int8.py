@@ -20,6 +20,7 @@ from headwater.pipelines.release import parity
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.score import frame_to_arrays
 from headwater.pipelines.train import train
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import MODEL_NAME, SCORE
 from headwater.serving.release import load_release, read_manifest
 
@@ -48,7 +49,7 @@ def test_scores_are_near_those_of_the_network(
     click_rows: pl.DataFrame,
     make_network: Callable[..., Any],
 ) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     found = scorer.score(frame_to_arrays(click_rows, scorer.graph.inputs))
     network = make_network("finalmlp", **MODEL)
     expected = torch_scores(network, click_schema, click_rows, 1.0)
@@ -85,7 +86,7 @@ def test_only_layers_of_some_width_are_in_integers(release: Path) -> None:
 
 
 def test_a_row_scores_the_same_in_any_batch(release: Path, click_rows: pl.DataFrame) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     rows = click_rows.with_columns(
         price=pl.when(pl.int_range(pl.len()) == 5).then(1e30).otherwise("price")
     )
@@ -135,7 +136,7 @@ def test_a_run_is_measured_on_all_of_validation(
     model = {"type": "dnn", "embedding_dim": 8, "hidden": [32, 16]}
     run = train(tiny_job(model, epochs=1), tiny_prepared, runs=tmp_path / "runs")
     settings = run.job.export.model_copy(update={"precision": "int8", "max_auc_cost": 0.05})
-    manifest = load_release(export(run, tmp_path / "releases", settings=settings)).manifest
+    manifest = load_release(export(run, tmp_path / "releases", settings=settings), Scorer).manifest
     assert manifest.parity["auc_cost_rows"] == tiny_prepared.statistics.splits["valid"].rows
     expected = run.read("metrics.json")["valid"]["auc"]
     assert manifest.parity["auc_cost_float32"] == pytest.approx(expected, abs=1e-6)

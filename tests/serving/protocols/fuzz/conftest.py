@@ -238,7 +238,7 @@ def target(fuzzed: Path, start_server: Callable[..., Any]) -> Iterator[Target]:
     assert status == 200
     scorers: dict[str, Scorer] = {}
     for folder in sorted(fuzzed.glob("*/[0-9]*"), key=lambda path: int(path.name)):
-        scorer = load_release(folder)
+        scorer = load_release(folder, Scorer)
         scorers[folder.parent.name] = scorers[f"{folder.parent.name}/{folder.name}"] = scorer
     neighbour = _Neighbour(server)
     neighbour.start()
