@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from headwater.serving.errors import QueueFullError, TooLargeError
 from headwater.serving.metrics import Metrics
@@ -52,6 +53,43 @@ class _Speed:
 
     seconds: float = 0.0
     rows: float = 0.0
+
+
+class Turn:
+    """A request that was let in, from then until it is answered: all that it asks of admission.
+
+    A request is let in or refused before its body is looked at; its rows are taken in hand when they are
+    known, and given back at the end, whether it is answered or nobody waits for it.
+    """
+
+    __slots__ = ("_admission", "_max_rows", "_taken")
+
+    def __init__(self, admission: Admission, *, max_rows: int) -> None:
+        self._admission = admission
+        self._max_rows = max_rows
+        self._taken: list[tuple[int, float]] = []
+
+    def check_size(self, num_rows: int) -> None:
+        """Raise `TooLargeError` where a request has more rows than the service holds at all."""
+        if num_rows > self._max_rows:
+            raise TooLargeError(
+                f"{num_rows} rows: expected at most {self._max_rows} in a request; split it"
+            )
+
+    def take(self, model: str, num_rows: int) -> None:
+        """Take rows in hand.
+
+        Raises `QueueFullError` where they would wait too long after all: a large body is decoded in a thread,
+        and others may have been let in meanwhile.
+        """
+        self._taken.append((num_rows, self._admission.admit(model, num_rows)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for num_rows, seconds in self._taken:
+            self._admission.finish(num_rows, seconds)
 
 
 class Admission:
@@ -134,16 +172,10 @@ class Admission:
         # Never below what keeps a runner busy, however slow the model.
         return max(self._overload_s, min(burst_s, self._timeout_s / 10))
 
-    def check_size(self, num_rows: int) -> None:
-        """Raise `TooLargeError` where a request has more rows than the service holds at all."""
-        if num_rows > self._max_queue_rows:
-            raise TooLargeError(
-                f"{num_rows} rows: expected at most {self._max_queue_rows} in a request; split it"
-            )
-
-    def check(self) -> None:
-        """Raise `QueueFullError` where a request, of which nothing is known yet, would wait too long."""
+    def turn(self) -> Turn:
+        """Let in a request, of which nothing is known yet; `QueueFullError` where it would wait too long."""
         self._check(self._seconds / self._count if self._count else 0.0)
+        return Turn(self, max_rows=self._max_queue_rows)
 
     def admit(self, model: str, num_rows: int) -> float:
         """Take rows in hand and return the seconds that they will take; `finish` gives them back.

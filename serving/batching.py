@@ -46,7 +46,10 @@ class _Job:
 
 
 class Batcher:
-    """Runner threads behind one queue, which `admission` bounds; all methods are the event loop's."""
+    """Runner threads behind one queue; all methods are the event loop's.
+
+    `admission` bounds the queue, by what it learns here of how long batches take.
+    """
 
     def __init__(self, *, num_runners: int, admission: Admission, metrics: Metrics) -> None:
         self._num_runners = num_runners
@@ -62,11 +65,7 @@ class Batcher:
             runner.start()
 
     async def score(self, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
-        """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored.
-
-        Raises `QueueFullError` where they would wait too long.
-        """
-        work_s = self._admission.admit(scorer.manifest.name, num_rows)
+        """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored."""
         signature = scorer.signature
         alone = signature.width(feeds) > JOIN_WIDTH or (
             num_rows >= ALONE_ROWS and signature.shared(feeds, num_rows)
@@ -76,7 +75,6 @@ class Batcher:
             self._queue.put(job)
             return await job.answer
         finally:
-            self._admission.finish(num_rows, work_s)
             # A cancelled job stays in the queue until a runner takes it; its tensors need not.
             job.feeds = {}
 

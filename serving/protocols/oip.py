@@ -25,7 +25,8 @@ from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.operations.score import score
 from headwater.serving.protocols.bodies import decoded
 from headwater.serving.protocols.json_values import decode_json
-from headwater.serving.protocols.messages import (
+from headwater.serving.protocols.oip_alike import DATATYPES
+from headwater.serving.protocols.oip_messages import (
     InferOutput,
     InferRequest,
     InferResponse,
@@ -34,15 +35,27 @@ from headwater.serving.protocols.messages import (
     ServerMetadata,
     TensorMetadata,
 )
-from headwater.serving.protocols.oip_alike import DATATYPES
+from headwater.serving.protocols.oip_schemas import (
+    BINARY,
+    HEAD_LENGTH,
+    HEAD_LENGTH_PARAMETER,
+    schemas_of,
+)
 from headwater.serving.protocols.oip_tensors import decode_tensors
-from headwater.serving.protocols.routes import Request, Response, Route, json_response
+from headwater.serving.protocols.routes import (
+    JSON_TYPE,
+    Form,
+    Request,
+    Response,
+    Route,
+    json_response,
+)
 from headwater.serving.registry import Model
 from headwater.serving.release import is_version
 from headwater.serving.service import Service
 from headwater.serving.tensors import Array, Arrays
 
-HEAD_LENGTH = "inference-header-content-length"
+BINARY_TYPE = "application/octet-stream"
 _VERSION = installed_version("headwater")
 _decoder = msgspec.json.Decoder(InferRequest)
 _REFUSED = ("shared_memory_region", "classification")
@@ -102,7 +115,7 @@ async def infer(service: Service, request: Request) -> Response:
     """Answer with the scores of the rows in the request."""
     _, scorer = _find(service, request)
     message, arrays = await decoded(len(request.body), decode, request, scorer)
-    scores = await score(service, scorer, arrays)
+    scores = await score(service, request.admitted, scorer, arrays)
     return _answer(message, scorer, scores)
 
 
@@ -167,7 +180,7 @@ def _answer(message: InferRequest, scorer: Scorer, scores: Array) -> Response:
     )
     if binary:
         response.headers = [
-            ("content-type", "application/octet-stream"),
+            ("content-type", BINARY_TYPE),
             (HEAD_LENGTH, str(len(response.body))),
         ]
         response.body += tail
@@ -189,21 +202,30 @@ def _model_routes(path: str) -> tuple[Route, ...]:
     return (
         Route(
             "GET", path, model_metadata, "Tensors and versions of a model",
-            response=ModelMetadata, errors=_MODEL_ERRORS,
+            kind=Scorer, answers=(Form(JSON_TYPE, ModelMetadata),), errors=_MODEL_ERRORS,
         ),
         Route(
             "GET", f"{path}/ready", model_ready, "Whether a model can be asked",
-            response=ModelReady, errors=_MODEL_ERRORS,
+            kind=Scorer, answers=(Form(JSON_TYPE, ModelReady),), errors=_MODEL_ERRORS,
         ),
         Route(
             "POST", f"{path}/infer", infer, "Score rows given as tensors",
-            request=InferRequest, response=InferResponse, errors=_INFER_ERRORS,
+            kind=Scorer,
+            bodies=(Form(JSON_TYPE, InferRequest), Form(BINARY_TYPE, BINARY)),
+            answers=(Form(JSON_TYPE, InferResponse), Form(BINARY_TYPE, BINARY)),
+            headers=(HEAD_LENGTH_PARAMETER,), schemas_of=schemas_of, errors=_INFER_ERRORS,
         ),
     )  # fmt: skip
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v2", server_metadata, "What this server is", response=ServerMetadata),
+    Route(
+        "GET",
+        "/v2",
+        server_metadata,
+        "What this server is",
+        answers=(Form(JSON_TYPE, ServerMetadata),),
+    ),
     Route("GET", "/v2/health/live", live, "Whether the process runs"),
     Route("GET", "/v2/health/ready", ready, "Whether requests are served", errors=(NotReadyError,)),
     *_model_routes("/v2/models/{model}"),

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from headwater.feature_store.schema import Dtype
 from headwater.serving.protocols.json_values import numbers
-from headwater.serving.protocols.messages import Datatype, InferInput
+from headwater.serving.protocols.oip_messages import Datatype, InferInput
 from headwater.serving.tensors import NUMPY, Array
 
 DATATYPES: dict[Dtype, Datatype] = {"int64": "INT64", "double": "FP64", "string": "BYTES"}

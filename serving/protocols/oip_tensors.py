@@ -17,8 +17,8 @@ from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import Misfit, RequestError, shorten
 from headwater.serving.manifest import Input
 from headwater.serving.protocols.json_values import from_json
-from headwater.serving.protocols.messages import InferInput
 from headwater.serving.protocols.oip_alike import DATATYPES, decode_run
+from headwater.serving.protocols.oip_messages import InferInput
 from headwater.serving.signature import Signature
 from headwater.serving.tensors import NUMPY, Array, Arrays
 

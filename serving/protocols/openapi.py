@@ -8,7 +8,6 @@ from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -18,33 +17,63 @@ from headwater.serving.errors import (
     SlowRequestError,
     TooLargeError,
 )
-from headwater.serving.kinds.scorer import Scorer
-from headwater.serving.protocols.messages import Failure, InferRequest, RankRequest
-from headwater.serving.protocols.oip import HEAD_LENGTH
-from headwater.serving.protocols.request_schemas import COMPONENTS, infer_schema, rank_schema
-from headwater.serving.protocols.routes import Route
+from headwater.serving.protocols.routes import (
+    JSON,
+    JSON_TYPE,
+    Failure,
+    Form,
+    Request,
+    Response,
+    Route,
+)
+from headwater.serving.protocols.value_schemas import COMPONENTS, JsonSchema
 from headwater.serving.registry import Model
+from headwater.serving.service import Service
 
 _BODY_ERRORS = (RequestError, SlowRequestError, TooLargeError, EncodingError)
+_PARAMETERS: dict[str, JsonSchema] = {"version": {"type": "integer", "minimum": 0}}
+"""Parts of a path that are no text."""
+
+References = Mapping[type[msgspec.Struct], JsonSchema]
+
+
+def with_page(routes: Sequence[Route]) -> tuple[Route, ...]:
+    """Return the routes, and the one that answers with the page of all of them."""
+
+    async def openapi_page(service: Service, _: Request) -> Response:
+        page = openapi(table, service.registry.models)
+        return Response(msgspec.json.encode(page), headers=[JSON])
+
+    page = Route("GET", "/openapi.json", openapi_page, "This page", answers=(Form(JSON_TYPE),))
+    table = (*routes, page)
+    return table
 
 
 def openapi(routes: Sequence[Route], models: Mapping[str, Model]) -> dict[str, Any]:
     """Return the page: every route with its parameters, its messages and the errors it answers with.
 
-    Ranking takes what the loaded releases of `models` take. A release has paths of its own for tensors,
-    beside the templates that are the same for all.
+    A route says what the loaded releases of `models` take. Where they have paths of their own, these stand
+    beside the template that is the same for all.
     """
-    references, components = _message_schemas(tuple(routes))
+    forms = [form for route in routes for form in (*route.bodies, *route.answers)]
+    messages = [form.schema for form in forms if isinstance(form.schema, type)]
+    references, components = _message_schemas((Failure, *dict.fromkeys(messages)))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         operation = _operation(route, references)
         paths.setdefault(route.path, {})[route.method.lower()] = operation
-        if route.request is RankRequest:
-            rank_schemas = _rank_schemas(models)
-            if rank_schemas:
-                _json_of(operation["requestBody"])["schema"] = {"anyOf": rank_schemas}
-        elif route.request is InferRequest:
-            paths |= _infer_paths(route, operation, models)
+        schemas = {} if route.schemas_of is None else route.schemas_of(route.path, models)
+        for index, (path, schema) in enumerate(schemas.items()):
+            if path == route.path:
+                operation |= _with_schema(operation, schema)
+            else:
+                paths[path] = {
+                    route.method.lower(): _with_schema(operation, schema)
+                    | {
+                        "operationId": f"{operation['operationId']}_{index}",
+                        "parameters": list(route.headers),
+                    }
+                }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -60,20 +89,16 @@ def openapi(routes: Sequence[Route], models: Mapping[str, Model]) -> dict[str, A
 
 @cache
 def _message_schemas(
-    routes: tuple[Route, ...],
-) -> tuple[dict[type, dict[str, Any]], dict[str, Any]]:
+    types: tuple[type[msgspec.Struct], ...],
+) -> tuple[References, dict[str, Any]]:
     """Return a reference to the schema of each message, and the schemas: the same for any releases."""
-    types: list[type] = [Failure]
-    for route in routes:
-        types += [kind for kind in (route.request, route.response) if kind is not None]
-    types = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
     return dict(zip(types, schemas, strict=True)), components
 
 
-def _operation(route: Route, references: dict[type, dict[str, Any]]) -> dict[str, Any]:
+def _operation(route: Route, references: References) -> dict[str, Any]:
     names: list[str] = re.findall(r"{(\w+)}", route.path)
     of_version = "_of_version" if "version" in names else ""
     operation: dict[str, Any] = {
@@ -81,90 +106,45 @@ def _operation(route: Route, references: dict[type, dict[str, Any]]) -> dict[str
         "summary": route.summary,
     }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": _PARAMETERS.get(name, {"type": "string"}),
+        }
         for name in names
     ]
-    if route.request is not None:
-        content: dict[str, Any] = {"application/json": {"schema": references[route.request]}}
-        if route.request is InferRequest:
-            content["application/octet-stream"] = _BINARY
-            parameters.append(_HEAD_LENGTH)
-        operation["requestBody"] = {"required": True, "content": content}
-    success: dict[str, Any] = {"description": "The answer"}
-    if route.response is not None:
-        success["content"] = {"application/json": {"schema": references[route.response]}}
-    elif route.media_type is not None:
-        success["content"] = {route.media_type: {}}
-    if route.request is InferRequest:
-        success["content"]["application/octet-stream"] = _BINARY
+    parameters += route.headers
     if parameters:
         operation["parameters"] = parameters
+    if route.bodies:
+        operation["requestBody"] = {
+            "required": True,
+            "content": _content(route.bodies, references),
+        }
+    success: dict[str, Any] = {"description": "The answer"}
+    if route.answers:
+        success["content"] = _content(route.answers, references)
     responses = {"200": success}
-    for error in dict.fromkeys((*route.errors, *(_BODY_ERRORS if route.request else ()))):
+    for error in dict.fromkeys((*route.errors, *(_BODY_ERRORS if route.bodies else ()))):
         responses[str(error.status)] = {
             "description": HTTPStatus(error.status).phrase,
-            "content": {"application/json": {"schema": references[Failure]}},
+            "content": {JSON_TYPE: {"schema": references[Failure]}},
         }
     operation["responses"] = dict(sorted(responses.items()))
     return operation
 
 
-_PARAMETERS: dict[str, dict[str, Any]] = {
-    "model": {"type": "string"},
-    "version": {"type": "integer", "minimum": 0},
-}
-_HEAD_LENGTH: dict[str, Any] = {
-    "name": HEAD_LENGTH,
-    "in": "header",
-    "required": False,
-    "description": "With tensors in binary form only: the bytes of the JSON before them.",
-    "schema": {"type": "integer", "minimum": 0},
-}
-_BINARY: dict[str, Any] = {
-    "schema": {
-        "description": "The JSON form, without the data of the tensors that have "
-        "`parameters.binary_data_size`; then these, in order, little-endian, a string as its length in 4 "
-        "bytes and its UTF-8.",
-        "contentMediaType": "application/octet-stream",
-    }
-}
+def _content(forms: Sequence[Form], references: References) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for form in forms:
+        schema = references[form.schema] if isinstance(form.schema, type) else form.schema
+        content[form.media_type] = {} if schema is None else {"schema": schema}
+    return content
 
 
-def _json_of(body: dict[str, Any]) -> dict[str, Any]:
-    return body["content"]["application/json"]
-
-
-def _rank_schemas(models: Mapping[str, Model]) -> list[dict[str, Any]]:
-    return [
-        rank_schema(scorer, is_newest=number == model.newest)
-        for model in models.values()
-        for number, scorer in model.versions.items()
-        if isinstance(scorer, Scorer)
-    ]
-
-
-def _infer_paths(
-    route: Route, operation: dict[str, Any], models: Mapping[str, Model]
-) -> dict[str, dict[str, Any]]:
-    """Return the paths of the releases for a template of them, each with the tensors that it takes."""
-    paths: dict[str, dict[str, Any]] = {}
-    for name, model in models.items():
-        for number, scorer in model.versions.items():
-            if not isinstance(scorer, Scorer):
-                continue
-            if "{version}" not in route.path and number != model.newest:
-                continue
-            path = route.path.replace("{model}", quote(name, safe=""))
-            path = path.replace("{version}", str(number))
-            body = operation["requestBody"]
-            schema = infer_schema(scorer)
-            content = body["content"] | {"application/json": {"schema": schema}}
-            paths[path] = {
-                route.method.lower(): operation
-                | {
-                    "operationId": f"{operation['operationId']}_{len(paths)}",
-                    "parameters": [_HEAD_LENGTH],
-                    "requestBody": body | {"content": content},
-                }
-            }
-    return paths
+def _with_schema(operation: dict[str, Any], schema: JsonSchema) -> dict[str, Any]:
+    """Return an operation with another schema of its JSON body."""
+    body = operation["requestBody"]
+    content = body["content"] | {JSON_TYPE: {"schema": schema}}
+    return operation | {"requestBody": body | {"content": content}}

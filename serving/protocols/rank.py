@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,11 +23,78 @@ from headwater.serving.operations.rank import join_context
 from headwater.serving.operations.score import score
 from headwater.serving.protocols.bodies import decoded
 from headwater.serving.protocols.json_values import any_json, decode_json, from_json
-from headwater.serving.protocols.messages import RankRequest, RankResponse
-from headwater.serving.protocols.routes import Request, Response, Route, json_response
+from headwater.serving.protocols.routes import (
+    JSON_TYPE,
+    Form,
+    Request,
+    Response,
+    Route,
+    json_response,
+)
+from headwater.serving.protocols.value_schemas import (
+    ANY_LIST,
+    ANY_VALUE,
+    JsonSchema,
+    Score,
+    closed_object,
+    example,
+    value_schema,
+)
+from headwater.serving.registry import Model
 from headwater.serving.service import Service
 from headwater.serving.signature import LENGTH, Signature
 from headwater.serving.tensors import Arrays, flat, ragged
+
+_FEATURE: JsonSchema = {"anyOf": [ANY_VALUE, ANY_LIST]}
+
+Feature = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="The value of a feature, or the values of a list feature; null is missing.",
+        extra_json_schema=_FEATURE,
+    ),
+]
+Rows = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="One object a candidate, or one array a feature with a value for each candidate.",
+        extra_json_schema={
+            "oneOf": [
+                {
+                    "type": "array",
+                    "items": {"type": "object", "additionalProperties": _FEATURE},
+                },
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "additionalProperties": {"type": "array", "items": _FEATURE},
+                },
+            ]
+        },
+    ),
+]
+
+
+class RankRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A context and its candidates, raw features by name; a feature that is absent is missing."""
+
+    model: str
+    candidates: Rows
+    context: dict[str, Feature] | None = None
+    version: int | None = None
+    """Default: the newest version."""
+    id: str | None = None
+    """Comes back in the answer."""
+
+
+class RankResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One score a candidate, in the order of the request."""
+
+    model: str
+    version: int
+    id: str | None = None
+    scores: list[Score]
+
 
 _request = msgspec.json.Decoder(RankRequest)
 _objects = msgspec.json.Decoder(list[dict[str, Any]])
@@ -39,9 +106,9 @@ async def rank(service: Service, request: Request) -> Response:
     size = len(request.body)
     message = await decoded(size, decode_json, _request, memoryview(request.body))
     _, scorer = service.registry.get(message.model, message.version, Scorer)
-    check_size = service.admission.check_size
-    arrays, num_rows = await decoded(size, decode, message, scorer, check_size)
-    scores = await score(service, scorer, arrays, num_rows)
+    turn = request.admitted
+    arrays, num_rows = await decoded(size, decode, message, scorer, turn.check_size)
+    scores = await score(service, turn, scorer, arrays, num_rows)
     return json_response(
         RankResponse(
             model=scorer.manifest.name,
@@ -150,14 +217,82 @@ def _from_columns(
     return arrays, num_rows or 0
 
 
+def schemas_of(path: str, models: Mapping[str, Model]) -> dict[str, JsonSchema]:
+    """Return the body of a ranking request of any scorer that is loaded, for the only path."""
+    schemas = [
+        _rank_schema(release, is_newest=number == model.newest)
+        for model in models.values()
+        for number, release in model.versions.items()
+        if isinstance(release, Scorer)
+    ]
+    return {path: {"anyOf": schemas}} if schemas else {}
+
+
+def _rank_schema(scorer: Scorer, *, is_newest: bool) -> JsonSchema:
+    """Return the body of `POST /v1/rank` for a release, with an example.
+
+    Each input stands where its role puts it; the service takes it on either side.
+    """
+    manifest = scorer.manifest
+    by_role: dict[str, dict[str, Input]] = {"context": {}, "candidate": {}}
+    for column in scorer.graph.inputs:
+        by_role[column.role][column.name] = column
+    candidate = closed_object(
+        {name: value_schema(each) for name, each in by_role["candidate"].items()}
+    )
+    columns = closed_object(
+        {
+            name: {"type": "array", "items": value_schema(each)}
+            for name, each in by_role["candidate"].items()
+        }
+    )
+    schema = closed_object(
+        {
+            "model": {"const": manifest.name},
+            "version": {"enum": [manifest.version, None] if is_newest else [manifest.version]},
+            "id": {"type": ["string", "null"]},
+            "context": {
+                **closed_object(
+                    {name: value_schema(each) for name, each in by_role["context"].items()}
+                ),
+                "type": ["object", "null"],
+            },
+            "candidates": {
+                "oneOf": [
+                    {"type": "array", "items": candidate},
+                    {
+                        **columns,
+                        "minProperties": 1,
+                        "description": "Columns; each has one value for each candidate.",
+                    },
+                ]
+            },
+        }
+    )
+    schema["required"] = ["model", "candidates", *([] if is_newest else ["version"])]
+    schema["title"] = f"{manifest.name}, version {manifest.version}"
+    given = {role: {n: example(c) for n, c in each.items()} for role, each in by_role.items()}
+    schema["examples"] = [
+        {
+            "model": manifest.name,
+            "version": manifest.version,
+            "context": given["context"],
+            "candidates": [given["candidate"]],
+        }
+    ]
+    return schema
+
+
 ROUTES: tuple[Route, ...] = (
     Route(
         "POST",
         "/v1/rank",
         rank,
         "Score candidates for a context, raw features by name",
-        request=RankRequest,
-        response=RankResponse,
+        kind=Scorer,
+        bodies=(Form(JSON_TYPE, RankRequest),),
+        answers=(Form(JSON_TYPE, RankResponse),),
+        schemas_of=schemas_of,
         errors=(
             RequestError,
             UnknownError,

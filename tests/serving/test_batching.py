@@ -63,6 +63,13 @@ def _feeds(scorer: Scorer, columns: dict[str, list[Any]]) -> tuple[Arrays, int]:
     return scorer.signature.complete(arrays, num_rows), num_rows
 
 
+async def _score(batcher: Batcher, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
+    """Return the scores of a request in its turn."""
+    with batcher._admission.turn() as turn:
+        turn.take("shop", num_rows)
+        return await batcher.score(scorer, feeds, num_rows)
+
+
 def _once(feeds: Arrays) -> Arrays:
     """Return the feeds with the context of the first row given once."""
     context = ("user", "country", "recent", "recent.length")
@@ -125,15 +132,15 @@ def test_cancelled_request_is_not_scored_and_frees_its_place(
         gate = _Gate(scorers[0])
         batcher = _batcher(10)
         one, nine = _feeds(gate, make_rows(1)), _feeds(gate, make_rows(9))
-        blocker = asyncio.create_task(batcher.score(gate, *one))
+        blocker = asyncio.create_task(_score(batcher, gate, *one))
         await gate.entered.wait()
-        dropped = asyncio.create_task(batcher.score(gate, *nine))
+        dropped = asyncio.create_task(_score(batcher, gate, *nine))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError, match="10 rows wait already, at most 10 may"):
-            await batcher.score(gate, *one)
+            await _score(batcher, gate, *one)
         dropped.cancel()
         await asyncio.sleep(0)
-        kept = asyncio.create_task(batcher.score(gate, *one))
+        kept = asyncio.create_task(_score(batcher, gate, *one))
         await asyncio.sleep(0)
         gate.release.set()
         await asyncio.gather(blocker, kept)

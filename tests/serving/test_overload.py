@@ -53,7 +53,9 @@ def test_at_twice_the_capacity_half_is_refused_and_nothing_waits_long(
             nonlocal num_refused
             start_s = time.monotonic()
             try:
-                scores = await batcher.score(scorer, feeds, 10)
+                with admission.turn() as turn:
+                    turn.take("shop", 10)
+                    scores = await batcher.score(scorer, feeds, 10)
             except QueueFullError:
                 num_refused += 1
                 # At once: within one step of the loop.

@@ -20,8 +20,8 @@ from headwater.serving.kinds import KINDS
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import Manifest
 from headwater.serving.metrics import Metrics
-from headwater.serving.protocols.messages import ModelMetadata
 from headwater.serving.protocols.oip import model_metadata
+from headwater.serving.protocols.oip_messages import ModelMetadata
 from headwater.serving.protocols.routes import Request
 from headwater.serving.registry import Model, R, Registry
 from headwater.serving.release import load_release

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headwater.serving.errors import Misfit, RequestError
 from headwater.serving.protocols.json_values import any_json, decode_json, from_json
-from headwater.serving.protocols.messages import InferRequest
+from headwater.serving.protocols.oip_messages import InferRequest
 from headwater.serving.tensors import ragged
 
 _WORDS = st.sampled_from(["NaN", '"NaN', "\\", "-Infinity", '\\"NaN, ', "Infinity]"])

@@ -16,8 +16,8 @@ from headwater.feature_store.schema import INT64_MIN
 from headwater.serving.errors import RequestError
 from headwater.serving.manifest import Input
 from headwater.serving.protocols.json_values import decode_json
-from headwater.serving.protocols.messages import InferRequest
 from headwater.serving.protocols.oip_alike import DATATYPES, decode_run
+from headwater.serving.protocols.oip_messages import InferRequest
 from headwater.serving.protocols.oip_tensors import decode_tensors
 from headwater.serving.signature import Signature
 from headwater.serving.tensors import MISSING

@@ -25,8 +25,10 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.manifest import Input
-from headwater.serving.protocols.messages import Failure, InferResponse
-from headwater.serving.protocols.oip import DATATYPES, HEAD_LENGTH
+from headwater.serving.protocols.oip_alike import DATATYPES
+from headwater.serving.protocols.oip_messages import InferResponse
+from headwater.serving.protocols.oip_schemas import HEAD_LENGTH
+from headwater.serving.protocols.routes import Failure
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from headwater.feature_store.schema import Dtype
 from headwater.serving.kinds.scorer import Scorer
-from headwater.serving.protocols.oip import HEAD_LENGTH
+from headwater.serving.protocols.oip_schemas import HEAD_LENGTH
 from headwater.serving.signature import LENGTH
 
 pytestmark = pytest.mark.timeout(300)
