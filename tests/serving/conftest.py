@@ -369,10 +369,11 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
     def start(releases: Path, *, ready: bool = True, **options: Any) -> Server:
         log = tmp_path_factory.mktemp("serve") / "log.jsonl"
-        arguments = {"port": 0, "json": True, "runners": 2, **options}
+        arguments = {"port": 0, "runners": 2, **options}
         code = (
             "from pathlib import Path; from headwater.serving.command import serve; "
-            f"serve(Path({str(releases)!r}), **{arguments!r})"
+            "from headwater.serving.options import ServeOptions; "
+            f"serve(Path({str(releases)!r}), options=ServeOptions(**{arguments!r}), json=True)"
         )
         with log.open("w") as stream:
             process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,11 @@ from headwater.serving.protocols.routes import Request, Response
 from headwater.serving.protocols.table import ROUTES
 
 SERVICE = cast("Any", None)
+NO_HEADERS = cast("Any", {})
+
+
+async def _result(answer: Awaitable[Response]) -> Response:
+    return await answer
 
 
 def test_release_of_another_kind_gets_the_routes_that_answer_for_it() -> None:
@@ -26,7 +32,7 @@ def test_release_of_another_kind_gets_the_routes_that_answer_for_it() -> None:
         RequestError,
         match="model 'shop': expected the kind 'retriever', found 'scorer', which POST /v1/rank answers",
     ) as refused:
-        asyncio.run(hinted(other, [rank])(SERVICE, Request(b"", {}, {})))
+        asyncio.run(_result(hinted(other, [rank])(SERVICE, Request(b"", NO_HEADERS, {}))))
     assert refused.value.status == 400
 
 
@@ -48,6 +54,6 @@ def test_what_is_raised_is_answered(error: Exception, status: int, text: str) ->
     async def fail(request: _Request) -> Response:
         raise request.error
 
-    response = asyncio.run(fail(_Request("/v1/rank", error)))
+    response = asyncio.run(_result(fail(_Request("/v1/rank", error))))
     assert response.status == status
     assert text in json.loads(response.body)["error"]
