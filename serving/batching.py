@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
+from headwater.serving import joining
 from headwater.serving.admission import Admission
 from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
@@ -67,8 +68,8 @@ class Batcher:
     async def score(self, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
         """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored."""
         signature = scorer.signature
-        alone = signature.width(feeds) > JOIN_WIDTH or (
-            num_rows >= ALONE_ROWS and signature.shared(feeds, num_rows)
+        alone = joining.width(signature, feeds) > JOIN_WIDTH or (
+            num_rows >= ALONE_ROWS and joining.has_context_once(signature, feeds, num_rows)
         )
         job = _Job(scorer, feeds, num_rows, alone, self._loop.create_future())
         try:
@@ -119,7 +120,9 @@ class Batcher:
         model = scorer.manifest.name
         taken_s = time.perf_counter()
         try:
-            feeds, num_rows = scorer.signature.join([(f, job.num_rows) for job, f in taken])
+            feeds, num_rows = joining.join(
+                scorer.signature, [(f, job.num_rows) for job, f in taken]
+            )
             start_s = time.perf_counter()
             scores = scorer.run(feeds, num_rows)
             seconds = time.perf_counter() - start_s
@@ -139,7 +142,8 @@ class Batcher:
             start += job.num_rows
         busy_s = time.perf_counter() - taken_s
         self._loop.call_soon_threadsafe(self._answer, answers, model, num_rows, busy_s)
-        self._metrics.batch_scored(model, num_rows, seconds, scorer.signature.count_missing(feeds))
+        num_missing = joining.count_missing(scorer.signature, feeds)
+        self._metrics.batch_scored(model, num_rows, seconds, num_missing)
 
     def _answer(
         self,

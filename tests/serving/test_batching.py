@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headwater.serving import joining
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.errors import QueueFullError
@@ -206,7 +207,7 @@ def test_request_that_cannot_be_scored_fails_alone(
 def test_lists_of_different_widths_share_a_batch(scorers: tuple[Scorer, Scorer]) -> None:
     scorer = scorers[0]
     parts = [_feeds(scorer, {"tags": [["new"] * width], "item": [width]}) for width in (0, 1, 5)]
-    feeds, num_rows = scorer.signature.join(parts)
+    feeds, num_rows = joining.join(scorer.signature, parts)
     assert feeds["tags"].shape == (3, 5)
     alone = np.concatenate([scorer.run(*part) for part in parts])
     np.testing.assert_allclose(scorer.run(feeds, num_rows), alone, atol=1e-7)
