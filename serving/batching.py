@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 MAX_BATCH_ROWS = 512
 """A batch takes no further request beyond this; more rows gain no speed and delay the first."""
 
-SHARED_ROWS = 128
+FAIR_ROWS = 128
 """From this many rows on, a runner takes only its share of the requests that wait: more rows gain it
 little, and the other runners are about to be free."""
 
@@ -97,7 +97,7 @@ class Batcher:
     def _take(self, first: _Job) -> tuple[list[_Job], bool]:
         jobs, rows = [first], first.num_rows
         share = (1 + self._queue.qsize()) // self._num_runners
-        while rows < SHARED_ROWS or (rows < MAX_BATCH_ROWS and len(jobs) < share):
+        while rows < FAIR_ROWS or (rows < MAX_BATCH_ROWS and len(jobs) < share):
             try:
                 job = self._queue.get_nowait()
             except Empty:

@@ -53,7 +53,7 @@ def serve(
     releases_dir
         Folder of `<model>/<version>/`; watched, so that a new version is served as soon as it is there.
     options
-        Where the service listens, and what bounds it.
+        Address of the service, and the bounds of what it takes on.
     json
         Print the address as one JSON object.
     """

@@ -34,9 +34,9 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...] = ()
     """Of the tensor, -1 where it may differ from call to call; by `is_list` when absent."""
     separators: tuple[str, ...] = ()
-    """What the graph divides the text of a string input at, into lists."""
+    """Characters at which the graph divides the text of a string input into lists."""
     missing: int | str | None = None
-    """What stands for a missing value, or entry of a list; None for NaN, which JSON lacks. By `dtype`
+    """Value that stands for a missing one, or entry of a list; None for NaN, which JSON lacks. By `dtype`
     when absent."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
-    """What a raw input became: the summary of an encoded column, without its keys."""
+    """Summary of an encoded column, without its keys."""
 
     name: str
     encoder: str
@@ -119,14 +119,14 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     """Polars SQL of the inputs that the job derived from other columns, and of those they come from, in
     order: what a caller computes before it asks."""
     csv: dict[str, Any] = {}
-    """How the job's CSV files were written, where that was not as usual: what `headwater score` reads by."""
+    """Format of the job's CSV files, where it is not the usual one; `headwater score` reads by it."""
 
 
 class Manifest(About, frozen=True, kw_only=True):
     """`manifest.json`. Unknown fields are ignored, so that older services read newer releases."""
 
     kind: str
-    """What the release can do once it is served: a name in the table of `kinds`."""
+    """Name in the table of `kinds`: it says what the release can do once it is served."""
     graphs: dict[str, Graph]
     """By role; a scorer has one, `score`."""
     artefacts: dict[str, str] = {}

@@ -10,7 +10,7 @@ from headwater.feature_store.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Where the service listens, and what bounds it."""
+    """Address of the service, and the bounds of what it takes on."""
 
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all."""

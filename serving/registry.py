@@ -1,4 +1,4 @@
-"""Watches the releases folder and keeps the newest versions of each model ready.
+"""The releases folder, watched: the newest versions of each model are kept ready.
 
 A release is `<releases>/<model>/<version>/`. It appears by a rename, so a name that starts with '.' or ends
 in '.tmp' is one that is still being written. A thread of its own looks every half second and loads what is
@@ -169,7 +169,7 @@ class Registry:
                     continue
                 versions[version] = release
                 # Served before the older ones are looked at.
-                self._replace(name, Model({**old.versions, **versions}, frozenset(refused)))
+                self._exchange(name, Model({**old.versions, **versions}, frozenset(refused)))
         for version in old.versions.keys() - versions.keys():
             self._metrics.release_dropped(name, version)
             self._dropped.append(weakref.ref(old.versions[version]))
@@ -177,9 +177,9 @@ class Registry:
         # A refused version keeps its stamp, so that it is tried again only where it changed.
         for key in [key for key in self._stamps if key[0] == name and key[1] not in stamps]:
             del self._stamps[key]
-        self._replace(name, Model(versions, frozenset(refused)) if stamps else None)
+        self._exchange(name, Model(versions, frozenset(refused)) if stamps else None)
 
-    def _replace(self, name: str, model: Model | None) -> None:
+    def _exchange(self, name: str, model: Model | None) -> None:
         models = dict(self._models)
         before = models.pop(name, Model())
         if model is not None:

@@ -1,4 +1,4 @@
-"""Opens a release folder: nothing becomes ready before its files, graphs and golden rows are proven."""
+"""Release folders: found by number, and open only once files, graphs and golden rows are proven."""
 
 from __future__ import annotations
 

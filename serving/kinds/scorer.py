@@ -1,4 +1,4 @@
-"""Scores rows with the graph of a release: the same code online, in golden rows and in `headwater score`."""
+"""Releases of the kind `scorer`: one score a row, by the same code online and in `headwater score`."""
 
 from __future__ import annotations
 

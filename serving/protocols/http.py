@@ -1,4 +1,4 @@
-"""The HTTP application: reads a request within its bounds, finds its route, and always answers.
+"""The HTTP application: every request is read within its bounds, finds its route, and is answered.
 
 Spoken over granian's raw interface (RSGI): a framework between costs 0.3 to 0.9 ms of CPU a request, up
 to a fifth of what a hundred rows cost to score. One pass over the open requests, ten times a second, ends
@@ -64,7 +64,7 @@ class _Open:
 
 
 class Application:
-    """What granian calls for each request."""
+    """The application that granian calls for each request."""
 
     def __init__(self, service: Service, *, max_body_bytes: int, timeout_s: float) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""Many alike tensors of a request at once, where nothing is wrong with any of them.
+"""Alike tensors of a request, decoded together where nothing is wrong with any of them.
 
 A model has tens of inputs, and a call of numpy takes as long for a hundred numbers as for one. So neighbours
 of one type and role are decoded as one matrix, in a few calls: numbers in JSON by one parse of all, binary

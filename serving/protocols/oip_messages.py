@@ -80,7 +80,7 @@ class TensorMetadata(msgspec.Struct, kw_only=True):
 
 
 class ModelMetadata(msgspec.Struct, kw_only=True):
-    """What a model takes and gives, and its loaded versions, newest first."""
+    """The tensors that a model takes and gives, and its loaded versions, newest first."""
 
     name: str
     versions: list[str]

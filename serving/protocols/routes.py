@@ -46,7 +46,7 @@ class Request:
     params: Mapping[str, str]
     """Values of the `{name}` parts of the route."""
     turn: Turn | None = None
-    """What admission let in, for a route that can answer with 429."""
+    """Given by admission, for a route that can answer with 429."""
 
     @property
     def admitted(self) -> Turn:
@@ -65,7 +65,7 @@ class Response:
 
 
 class Failure(msgspec.Struct, kw_only=True):
-    """Why a request was not answered: where, what was found, what was expected."""
+    """The reason why a request was not answered: where, what was found, what was expected."""
 
     error: str
 
@@ -102,7 +102,7 @@ class Route:
     """From the route's path and the models that are loaded to schemas of the JSON body, by path: for the path
     itself, or for paths of releases that it stands for."""
     errors: tuple[type[RequestError], ...] = ()
-    """What the handler can raise, besides what every route can."""
+    """Errors that the handler can raise, besides those of every route."""
 
 
 def json_response(message: msgspec.Struct, headers: tuple[tuple[str, str], ...] = ()) -> Response:

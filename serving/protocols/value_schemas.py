@@ -49,7 +49,7 @@ COMPONENTS: dict[str, JsonSchema] = {
         for dtype in _VALUES
     },
 }
-"""What the schemas of all releases refer to, under `#/components/schemas/`."""
+"""Schemas to which those of all releases refer, under `#/components/schemas/`."""
 
 
 def closed_object(properties: dict[str, JsonSchema]) -> JsonSchema:
