@@ -13,7 +13,7 @@ from headwater.pipelines.datasets import get
 
 data = get("ml-100k")
 job = load_job(
-    Path(__file__).parent.parent / "pipelines" / "demo.toml",
+    Path(__file__).parent.parent / "pipelines" / "commands" / "demo.toml",
     [f"data.root={data}", "train.epochs=2"],
 )
 [column.name for column in job.features.columns]

@@ -50,7 +50,7 @@ class Slot:
 class CTRModel(nn.Module):
     """Base of click models: a subclass sets `config_class`, builds layers, and writes `forward`.
 
-    It never sees a column name, an optimiser or a device: `models/embeddings.py` turns a batch into
+    It never sees a column name, an optimiser or a device: `models/tables/embeddings.py` turns a batch into
     the tensors that `slots` names, and `forward` takes them as keyword arguments of the same names.
     """
 

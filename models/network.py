@@ -11,8 +11,8 @@ from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import Schema
 from headwater.models.base import CTRModel, ModelConfig
 from headwater.models.batch import Batch
-from headwater.models.embeddings import Embeddings, Mode
-from headwater.models.layout import derive_seed
+from headwater.models.tables.embeddings import Embeddings, Mode
+from headwater.models.tables.layout import derive_seed
 
 
 class CTRNetwork(nn.Module):

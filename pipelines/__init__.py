@@ -16,19 +16,17 @@ The commands call these same functions. Each is imported when it is first used: 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headwater.pipelines.evaluate import evaluate
-    from headwater.pipelines.export import export
+    from headwater.pipelines.evaluation.evaluate import evaluate
     from headwater.pipelines.job import Job, load_job
-    from headwater.pipelines.prepare import prepare
-    from headwater.pipelines.report import write_report
+    from headwater.pipelines.preparing.prepare import prepare
+    from headwater.pipelines.release.export import export
     from headwater.pipelines.reporting.compare import compare_runs
-    from headwater.pipelines.score import score
-    from headwater.pipelines.train import train
+    from headwater.pipelines.reporting.report import write_report
+    from headwater.pipelines.scoring.score import score
+    from headwater.pipelines.training.train import train
 
 __all__ = [
     "Job",
@@ -45,13 +43,13 @@ __all__ = [
 _MODULE_OF = {
     "Job": "job",
     "compare_runs": "reporting.compare",
-    "evaluate": "evaluate",
-    "export": "export",
+    "evaluate": "evaluation.evaluate",
+    "export": "release.export",
     "load_job": "job",
-    "prepare": "prepare",
-    "score": "score",
-    "train": "train",
-    "write_report": "report",
+    "prepare": "preparing.prepare",
+    "score": "scoring.score",
+    "train": "training.train",
+    "write_report": "reporting.report",
 }
 
 
@@ -59,15 +57,3 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-class _Api(ModuleType):
-    """Keeps `headwater.pipelines.train` the function, although a submodule has the same name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # The import system binds each submodule to its parent; that would hide the function.
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Api

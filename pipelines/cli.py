@@ -22,20 +22,38 @@ from headwater.feature_store.errors import HeadwaterError
 from headwater.pipelines.console import note, to_json
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("headwater.pipelines.demo:demo", "The whole way on real data, from logs to a score."),
-    "init": ("headwater.pipelines.init:init", "Look at a data file and write a first job for it."),
-    "validate": ("headwater.pipelines.validate:validate", "Check a job and its data."),
-    "run": ("headwater.pipelines.commands:run", "Prepare, train, evaluate and export a job."),
-    "prepare": ("headwater.pipelines.commands:prepare", "Fit encoders and write encoded shards."),
-    "train": ("headwater.pipelines.commands:train", "Train a model on encoded shards."),
-    "evaluate": ("headwater.pipelines.commands:evaluate", "Measure a run on its test data."),
-    "export": ("headwater.pipelines.commands:export", "Write a run as a release."),
-    "report": ("headwater.pipelines.commands:report", "Write or compare HTML reports of runs."),
-    "score": ("headwater.pipelines.commands:score", "Score a file with a release, without torch."),
+    "demo": (
+        "headwater.pipelines.commands.demo:demo",
+        "The whole way on real data, from logs to a score.",
+    ),
+    "init": (
+        "headwater.pipelines.commands.init:init",
+        "Look at a data file and write a first job for it.",
+    ),
+    "validate": ("headwater.pipelines.commands.validate:validate", "Check a job and its data."),
+    "run": ("headwater.pipelines.commands.steps:run", "Prepare, train, evaluate and export a job."),
+    "prepare": (
+        "headwater.pipelines.commands.steps:prepare",
+        "Fit encoders and write encoded shards.",
+    ),
+    "train": ("headwater.pipelines.commands.steps:train", "Train a model on encoded shards."),
+    "evaluate": ("headwater.pipelines.commands.steps:evaluate", "Measure a run on its test data."),
+    "export": ("headwater.pipelines.commands.steps:export", "Write a run as a release."),
+    "report": (
+        "headwater.pipelines.commands.steps:report",
+        "Write or compare HTML reports of runs.",
+    ),
+    "score": (
+        "headwater.pipelines.commands.steps:score",
+        "Score a file with a release, without torch.",
+    ),
     "serve": ("headwater.serving.command:serve", "Serve a folder of releases over HTTP."),
-    "schema": ("headwater.pipelines.commands:schema", "Print the JSON Schema of a job file."),
-    "datasets": ("headwater.pipelines.datasets:app", "List and fetch real data sets."),
-    "doctor": ("headwater.pipelines.doctor:doctor", "Check that the installed versions fit."),
+    "schema": ("headwater.pipelines.commands.steps:schema", "Print the JSON Schema of a job file."),
+    "datasets": ("headwater.pipelines.commands.datasets:app", "List and fetch real data sets."),
+    "doctor": (
+        "headwater.pipelines.commands.doctor:doctor",
+        "Check that the installed versions fit.",
+    ),
 }
 """Name to (where it is, what it does); a function, or a cyclopts App for a command with parts."""
 

@@ -12,18 +12,12 @@ import time
 from collections.abc import Mapping
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
-from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-AsJson = Annotated[
-    bool, Parameter(name="--json", negative=(), help="End with the result as one line of JSON.")
-]
-"""Type of the `--json` option that every command takes."""
 
 LINE_EVERY_S = 10.0
 """Seconds between two plain lines of progress."""

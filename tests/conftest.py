@@ -44,7 +44,7 @@ def same_training() -> Callable[..., None]:
     """Give a function: two runs have the same weights, states and history, bit by bit, but for times."""
 
     def check(left: Path, right: Path, *, only_best: bool = False) -> None:
-        from headwater.pipelines.training.checkpoint import Checkpoints
+        from headwater.pipelines.runs.checkpoint import Checkpoints
 
         def content(run: Path) -> dict[str, Any]:
             checkpoints = Checkpoints(run / "checkpoint")

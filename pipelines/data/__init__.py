@@ -1,1 +1,1 @@
-"""Raw data on its way to shards and tensors: the parts of `prepare`."""
+"""Raw data as it lies: files, formats, tables, column types and expressions."""

@@ -18,8 +18,8 @@ import polars as pl
 from headwater.feature_store.convert import is_integer
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.normalise import named
-from headwater.pipelines.data.prepared import SPLITS, SplitName
 from headwater.pipelines.job_splits import ColumnSplit, SplitValue, split_text
+from headwater.pipelines.prepared import SPLITS, SplitName
 
 SHOWN_VALUES = 8
 

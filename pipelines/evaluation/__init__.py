@@ -1,1 +1,1 @@
-"""Predictions, metrics and what explains them: the parts of `evaluate`."""
+"""Evaluation of a run: predictions, metrics, and what explains them."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from headwater.feature_store.errors import TrainingError
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
-from headwater.models.sharding import Placement
+from headwater.models.placement.place import Placement
 from headwater.pipelines.console import Progress
 from headwater.pipelines.evaluation.scores import (
     Scores,
@@ -24,7 +24,7 @@ from headwater.pipelines.evaluation.scores import (
     join_parts,
     slice_columns,
 )
-from headwater.pipelines.training.ranks import Ranks
+from headwater.pipelines.ranks import Ranks
 
 _ALONE = Ranks()
 

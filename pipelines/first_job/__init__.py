@@ -1,1 +1,1 @@
-"""A look at data and a guess at a job: the parts of `init`."""
+"""The first job for data: a look at it, a guess, and the file."""

@@ -1,1 +1,1 @@
-"""The exported graph and what proves it: the parts of `export`."""
+"""From a run to a release: the graph, its parity with torch, and the files."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from headwater.feature_store.onnx_compiler import encoders_graph
 from headwater.feature_store.schema import Cross, EncodedColumn, Schema
-from headwater.models.embeddings import Embeddings
+from headwater.models.tables.embeddings import Embeddings
 from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
 from headwater.pipelines.release.context import ONCE_ROWS, SlotParts, split_context
 

@@ -25,7 +25,7 @@ from headwater.feature_store.polars_compiler import encode_frame
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.pipelines.evaluation.metrics import auc
-from headwater.pipelines.score import frame_to_arrays
+from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import Input
 

@@ -1,1 +1,1 @@
-"""Plots and pages: the parts of `report`."""
+"""Reports: plots and pages of one run, or of several side by side."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from headwater.feature_store.errors import RunError
 from headwater.pipelines.arguments import list_of, path_of
-from headwater.pipelines.report import METRICS, read_evaluation
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.page import ABSENT, number, render
-from headwater.pipelines.runs import Run, run_folder
+from headwater.pipelines.reporting.report import METRICS, read_evaluation
+from headwater.pipelines.runs.run import Run, run_folder
 
 COMPARISON_NAME = "comparison.html"
 _FALLING = ("logloss", "ne", "ece")

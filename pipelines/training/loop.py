@@ -20,25 +20,25 @@ from torch import Tensor
 from headwater.feature_store.errors import DataError, RunError
 from headwater.feature_store.reader import Reader
 from headwater.models.batch import Batch
-from headwater.models.layout import derive_seed
 from headwater.models.network import count_parameters, least_rows
-from headwater.models.sharding import Learner
+from headwater.models.placement.place import Learner
+from headwater.models.placement.state import whole
+from headwater.models.tables.layout import derive_seed
 from headwater.pipelines.console import Progress, note
-from headwater.pipelines.data.loader import Loader
 from headwater.pipelines.evaluation.predict import predict
 from headwater.pipelines.evaluation.scores import measure
 from headwater.pipelines.job import Job
-from headwater.pipelines.runs import Run
-from headwater.pipelines.training.assemble import restore, whole_state
-from headwater.pipelines.training.checkpoint import Checkpoints
+from headwater.pipelines.loader import Loader
+from headwater.pipelines.ranks import Ranks, gathered, shared
+from headwater.pipelines.runs.checkpoint import Checkpoints
+from headwater.pipelines.runs.run import Run
 from headwater.pipelines.training.diagnose import non_finite_loss
 from headwater.pipelines.training.memory import keep_freed_memory, peak_cuda_mb, peak_rss_mb
 from headwater.pipelines.training.plateau import Plateau, monitored
-from headwater.pipelines.training.ranks import Ranks, gathered, shared
 
 if TYPE_CHECKING:
     from headwater.feature_store.shards import ShardSet
-    from headwater.pipelines.data.prepared import Prepared, SplitName
+    from headwater.pipelines.prepared import Prepared, SplitName
 
 LOG_STEPS = 100
 """Steps between two lines of `log.jsonl`."""
@@ -280,7 +280,7 @@ class Loop:
     def _save(self, *, best: bool) -> None:
         """Save everything that the next step depends on; every rank must call it."""
         self.at.loss_sum = float(self.loss_sum)
-        state = whole_state(self.placement, self.ranks)
+        state = whole(self.placement.state_dict())
         generators = gathered(_generators(self.device), self.ranks)
         positions = gathered(asdict(self.at), self.ranks)
         if self.ranks.is_first:
@@ -327,7 +327,7 @@ class Loop:
                 f"{self.run.path}: trained by {len(rest['positions'])} processes, found "
                 f"{self.ranks.world_size}. Start the same number, as batches depend on it."
             )
-        restore(self.placement, {"model": network["weights"], **rest["state"]}, self.ranks)
+        self.placement.load_state_dict({"model": network["weights"], **rest["state"]})
         self.plateau = Plateau(**rest["plateau"])
         self.at = _Position(**rest["positions"][self.ranks.rank])
         self.loss_sum.fill_(self.at.loss_sum)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 
 from headwater.feature_store.errors import JobError
-from headwater.models.embeddings import Mode
 from headwater.models.network import least_rows
 from headwater.pipelines.job import Job, read_model
-from headwater.pipelines.training.ranks import Ranks, find_ranks
+from headwater.pipelines.ranks import Ranks
+from headwater.pipelines.resolved import how_tables_learn
 
 
 def check_settings(job: Job, ranks: Ranks) -> torch.device:
@@ -30,15 +30,6 @@ def check_settings(job: Job, ranks: Ranks) -> torch.device:
     if problems:
         raise JobError("\n".join(problems))
     return device
-
-
-def how_tables_learn(job: Job) -> tuple[Mode, float]:
-    """Return the table mode and the tables' learning rate, with what the job leaves open."""
-    sparse = job.train.sparse
-    mode = sparse.mode
-    if mode == "auto":
-        mode = "lazy" if find_ranks().world_size == 1 else "fused"
-    return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
 
 
 def _choose_device(job: Job, ranks: Ranks) -> torch.device:

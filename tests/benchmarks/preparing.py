@@ -156,7 +156,7 @@ def _ours(given: argparse.Namespace, train: Path, valid: Path) -> Callable[[], C
 
 def _sizes(prepared: Path) -> dict[str, int]:
     """Return the size of each vocabulary, without missing and unknown."""
-    from headwater.pipelines.prepare import load_prepared
+    from headwater.pipelines.preparing.prepare import load_prepared
 
     schema = load_prepared(prepared).schema
     return {column.name: column.cardinality - 2 for column in schema.columns}
@@ -167,7 +167,7 @@ def _check_codes(prepared: Path, theirs: Path) -> None:
     import numpy as np
     import polars as pl
 
-    from headwater.pipelines.prepare import load_prepared
+    from headwater.pipelines.preparing.prepare import load_prepared
 
     ours = load_prepared(prepared)
     names = [column.name for column in ours.schema.codes]

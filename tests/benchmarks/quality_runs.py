@@ -151,12 +151,12 @@ def _train(training: Training, data: Path, work: Path) -> dict[str, Any]:
     # Only here: a reader of tables needs no torch.
     import torch
 
-    from headwater.pipelines.evaluate import score_split
+    from headwater.pipelines.evaluation.evaluate import score_split
     from headwater.pipelines.evaluation.scores import measure
     from headwater.pipelines.job import parse_job
-    from headwater.pipelines.prepare import prepare
-    from headwater.pipelines.train import train
-    from headwater.pipelines.training.assemble import load_trained
+    from headwater.pipelines.preparing.prepare import prepare
+    from headwater.pipelines.runs.trained import load_trained
+    from headwater.pipelines.training.train import train
 
     values = tomllib.loads((EXAMPLES / f"{training.data}.toml").read_text(encoding="utf-8"))
     values["name"] = training.data

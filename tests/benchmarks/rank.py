@@ -150,11 +150,11 @@ def measure_auc(data: Path) -> dict[str, Any]:
     """Train the example on the Frappe data once, and return the test AUC of both releases."""
     # Late: these bring torch, which the rest does not need.
     from headwater.pipelines.evaluation.metrics import auc
-    from headwater.pipelines.export import export
     from headwater.pipelines.job import load_job
-    from headwater.pipelines.prepare import prepare
-    from headwater.pipelines.score import score
-    from headwater.pipelines.train import train
+    from headwater.pipelines.preparing.prepare import prepare
+    from headwater.pipelines.release.export import export
+    from headwater.pipelines.scoring.score import score
+    from headwater.pipelines.training.train import train
     from headwater.serving.release import read_manifest
 
     with tempfile.TemporaryDirectory() as name:

@@ -104,8 +104,8 @@ def make_release(
     """
     # Late: these bring torch, which requests alone do not need.
     from headwater.models.network import build_network
-    from headwater.pipelines.export import export_network
     from headwater.pipelines.job import parse_job, read_model
+    from headwater.pipelines.release.export import export_network
 
     model = {
         "type": "finalmlp",

@@ -41,11 +41,11 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.normalise import normalise
 from headwater.feature_store.onnx_compiler import encoders_graph
 from headwater.pipelines import export, load_job, prepare, train
-from headwater.pipelines.data.staging import Source
 from headwater.pipelines.job import Job
+from headwater.pipelines.preparing.staging import Source
 from headwater.pipelines.release.parity import encoded, torch_scores
-from headwater.pipelines.score import frame_to_arrays
-from headwater.pipelines.training.assemble import load_trained
+from headwater.pipelines.runs.trained import load_trained
+from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.serving.manifest import SCORE, Input
 from headwater.serving.release import read_manifest
 

@@ -1,7 +1,7 @@
 """One side of the training benchmark in a process of its own; `training.py` starts it.
 
 Prints one JSON object: CPU and wall seconds of each step, the last loss, and peak memory in MiB. Headwater's
-sides run `pipelines/train.py`'s loop itself. Its steps on batches in memory alternate with whole epochs
+sides run the loop of `pipelines/training/` itself. Its steps on batches in memory alternate with whole epochs
 from the shards, reader and thread included, so that the two can be compared within a process.
 """
 
@@ -23,9 +23,9 @@ from headwater.feature_store.schema import read_schema
 from headwater.feature_store.shards import ShardSet
 from headwater.models.batch import Batch
 from headwater.models.ctr.finalmlp import FinalMLP, FinalMLPConfig
-from headwater.models.layout import initial_table
-from headwater.pipelines.data.prepared import Prepared, SplitName
+from headwater.models.tables.layout import initial_table
 from headwater.pipelines.job import Job
+from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.training.denormals import flush_denormals
 
 
@@ -50,10 +50,11 @@ class Clock:
 @flush_denormals()
 def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[str, object]:
     """Run Headwater's loop: `turns` times all batches from memory, then an epoch from the shards."""
-    from headwater.pipelines.runs import create_run
-    from headwater.pipelines.training.assemble import assemble, resolve
+    from headwater.pipelines.ranks import Ranks
+    from headwater.pipelines.resolved import resolve
+    from headwater.pipelines.runs.run import create_run
+    from headwater.pipelines.training.assemble import assemble
     from headwater.pipelines.training.loop import Loop, _Position
-    from headwater.pipelines.training.ranks import Ranks
 
     job = resolve(make_job(mode))
     prepared = Prepared(folder, read_schema(folder / "schema.json"), ("train", "valid"))

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from headwater.pipelines.cli import main
-from headwater.pipelines.runs import newest_run
+from headwater.pipelines.runs.run import newest_run
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from headwater.pipelines.cli import main
-from headwater.pipelines.data.prepared import SPLITS, load_prepared
+from headwater.pipelines.prepared import SPLITS, load_prepared
 from headwater.serving.release import load_release
 
 pytestmark = pytest.mark.timeout(300)

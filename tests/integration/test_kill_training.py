@@ -19,9 +19,9 @@ from typing import Any, get_args
 
 import pytest
 
-from headwater.models.embeddings import Mode
+from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.cli import main
-from headwater.pipelines.runs import open_run
+from headwater.pipelines.runs.run import open_run
 
 MODES: tuple[str, ...] = get_args(Mode)
 KINDS = ("anywhere", "rename", "call", "writing")

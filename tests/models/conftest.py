@@ -13,8 +13,8 @@ from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.base import CTRModel, ModelConfig
 from headwater.models.batch import Batch
 from headwater.models.network import build_network
+from headwater.models.placement.place import Learner, Rates, place_learner
 from headwater.models.registry import load_model
-from headwater.models.sharding import Learner, Rates, place_learner
 
 importlib.import_module("headwater.models._torchrec")  # takes seconds, which no test should count
 

@@ -16,10 +16,10 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 
 from headwater.feature_store.errors import JobError
-from headwater.models import planning
 from headwater.models.batch import Batch
 from headwater.models.ctr.finalmlp import FinalMLPConfig
-from headwater.models.sharding import Learner
+from headwater.models.placement import plan as planning
+from headwater.models.placement.place import Learner
 
 conftest: Any = importlib.import_module("conftest")
 CONFIG = FinalMLPConfig(

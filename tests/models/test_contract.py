@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.network import count_parameters
+from headwater.models.placement.place import Learner
 from headwater.models.registry import MODELS, load_model
-from headwater.models.sharding import Learner
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
 MODES = ["dense", "fused", "lazy"]

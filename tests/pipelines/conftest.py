@@ -15,9 +15,9 @@ import torch
 from headwater.feature_store import schema as fs
 from headwater.models.network import CTRNetwork, build_network
 from headwater.models.registry import load_model
-from headwater.pipelines.export import export_network
 from headwater.pipelines.job import Job, parse_job
-from headwater.pipelines.prepare import Prepared, prepare
+from headwater.pipelines.preparing.prepare import Prepared, prepare
+from headwater.pipelines.release.export import export_network
 
 MISSING = fs.Missing()
 

@@ -14,8 +14,8 @@ import pytest
 
 import headwater.pipelines as api
 from headwater.feature_store.errors import InputError, RunError
-from headwater.pipelines.data.prepared import Prepared
 from headwater.pipelines.job import Job
+from headwater.pipelines.prepared import Prepared
 
 
 @pytest.mark.parametrize("name", api.__all__)

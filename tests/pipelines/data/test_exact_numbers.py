@@ -16,7 +16,7 @@ import pytest
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import Lookup
 from headwater.pipelines.job import Job, parse_job
-from headwater.pipelines.prepare import Prepared, prepare
+from headwater.pipelines.preparing.prepare import Prepared, prepare
 
 IDS = [2**53 + i for i in range(40)]
 ROWS = [IDS[i % 40] for i in range(800)]

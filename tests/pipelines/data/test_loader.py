@@ -13,7 +13,7 @@ from headwater.feature_store.errors import ShardError
 from headwater.feature_store.reader import Reader
 from headwater.feature_store.schema import EncodedColumn, RawColumn, Schema
 from headwater.feature_store.shards import Arrays, ShardSet, ShardWriter
-from headwater.pipelines.data.loader import Loader
+from headwater.pipelines.loader import Loader
 
 CPU = torch.device("cpu")
 SCHEMA = Schema(

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from headwater.pipelines import evaluate, export, prepare, score, train
+from headwater.pipelines.checking.validation import check_job
 from headwater.pipelines.job import Job, parse_job
-from headwater.pipelines.validate import check_job
 
 OURS = [
     *("__weight", "__group", "__split", "__label", "__row", "__time", "__split_key"),

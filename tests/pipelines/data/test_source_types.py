@@ -15,10 +15,10 @@ import pytest
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.normalise import infer_dtype
 from headwater.pipelines.data.files import find_files
-from headwater.pipelines.data.staging import Source
 from headwater.pipelines.data.table import Table
 from headwater.pipelines.job import parse_job
-from headwater.pipelines.prepare import prepare
+from headwater.pipelines.preparing.prepare import prepare
+from headwater.pipelines.preparing.staging import Source
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 

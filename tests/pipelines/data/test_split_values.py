@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from headwater.feature_store.errors import DataError, JobError
+from headwater.pipelines.checking.validation import check_job
 from headwater.pipelines.job import parse_job
-from headwater.pipelines.prepare import prepare
-from headwater.pipelines.validate import check_job
+from headwater.pipelines.preparing.prepare import prepare
 
 ROWS = 40
 

@@ -19,7 +19,7 @@ from headwater.models.registry import MODELS
 from headwater.pipelines.release import builder
 from headwater.pipelines.release.graph import release_graph, release_layers, slot_tables
 from headwater.pipelines.release.parity import torch_scores
-from headwater.pipelines.score import frame_to_arrays
+from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.serving.manifest import MODEL_NAME, Input
 from headwater.serving.release import read_manifest
 

@@ -13,13 +13,13 @@ import pytest
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import ParityError
-from headwater.pipelines.data.prepared import Prepared
-from headwater.pipelines.export import export, export_network
 from headwater.pipelines.job import Job
+from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.release import parity
+from headwater.pipelines.release.export import export, export_network
 from headwater.pipelines.release.parity import torch_scores
-from headwater.pipelines.score import frame_to_arrays
-from headwater.pipelines.train import train
+from headwater.pipelines.scoring.score import frame_to_arrays
+from headwater.pipelines.training.train import train
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import MODEL_NAME, SCORE
 from headwater.serving.release import load_release, read_manifest

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from headwater.pipelines.job import Job
-from headwater.pipelines.prepare import Prepared
-from headwater.pipelines.train import train
+from headwater.pipelines.preparing.prepare import Prepared
 from headwater.pipelines.training.loop import Loop
+from headwater.pipelines.training.train import train
 
 IN_THREADS = """
 import torch

@@ -17,10 +17,10 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from headwater.pipelines.export import export
 from headwater.pipelines.job import Job, parse_job
-from headwater.pipelines.prepare import prepare
-from headwater.pipelines.train import train
+from headwater.pipelines.preparing.prepare import prepare
+from headwater.pipelines.release.export import export
+from headwater.pipelines.training.train import train
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release
 from headwater.serving.signature import columns_to_arrays

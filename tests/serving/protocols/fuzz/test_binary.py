@@ -137,7 +137,7 @@ def _put(name: str, dtype: Dtype, shape: list[int], values: list[Any], *, in_jso
 def _sound(draw: DrawFn, scorers: dict[str, Any]) -> Sent:
     """Draw a request that must be scored."""
     model = draw(st.sampled_from(sorted(scorers)))
-    columns = list(scorers[model].manifest.inputs)
+    columns = list(scorers[model].graph.inputs)
     chosen = draw(st.lists(st.sampled_from(columns), min_size=1, unique_by=lambda c: c.name))
     # Without candidates, a context given once stands for one row.
     has_candidates = any(column.role == "candidate" for column in chosen)

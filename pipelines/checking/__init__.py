@@ -1,0 +1,1 @@
+"""Checks of a job against its data, before hours of work are spent."""

@@ -1,0 +1,1 @@
+"""The commands of the command line: thin, each calls the Python API."""

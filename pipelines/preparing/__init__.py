@@ -1,0 +1,1 @@
+"""From raw data to encoded shards: staging, splits, the fit and encoding."""

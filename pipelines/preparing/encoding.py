@@ -1,0 +1,163 @@
+"""Encoded shards of all splits, in one pass over the staged rows: of a part at a time a few columns at once.
+
+Not all columns in one streaming query: their vocabularies would push each other out of the cache, and memory
+would be that of several row groups of all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from headwater.feature_store.normalise import named
+from headwater.feature_store.polars_compiler import encode, missing_and_unknown
+from headwater.feature_store.schema import EncodedColumn, Schema
+from headwater.feature_store.shards import Arrays, ShardWriter
+from headwater.pipelines.console import Progress
+from headwater.pipelines.data.names import GROUP, LABEL, WEIGHT, free_name, raw_rows
+from headwater.pipelines.prepared import ColumnCounts, SplitName, SplitStatistics
+from headwater.pipelines.preparing.splits import Conditions
+from headwater.pipelines.preparing.staging import Part, Staged
+
+VALUES = 1 << 21
+"""Values that are encoded at once, at least a column of one part."""
+
+
+def encode_splits(
+    staged: Staged,
+    conditions: Conditions,
+    schema: Schema,
+    folder: Path,
+    created: Mapping[str, Any],
+) -> dict[SplitName, SplitStatistics]:
+    """Write the shards of each split of `conditions` to `folder/<split>` and return what they hold.
+
+    Each has rows. Memory: the codes of one part, and one shard a split.
+    """
+    names = staged.parts[0].rows.collect_schema().names()
+    weight, group = WEIGHT in names, GROUP in names
+    totals: dict[SplitName, dict[str, int]] = {split: {} for split in conditions}
+    expressions = dict(zip((each.name for each in schema.columns), encode(schema), strict=True))
+    num_rows = sum(part.num_rows for part in staged.parts)
+    with ExitStack() as stack:
+        writers: dict[SplitName, ShardWriter] = {}
+        for split in conditions:
+            writer = ShardWriter(
+                folder / split, schema, weight=weight, group=group, created=created
+            )
+            writers[split] = stack.enter_context(writer)
+        bar = stack.enter_context(Progress("encode", total=num_rows, unit="rows"))
+        for part in staged.parts:
+            for split, rows in _encode(part, conditions, schema, expressions, totals).items():
+                writers[split].write(rows)
+            bar.advance(part.num_rows)
+    return {split: _statistics(total, schema) for split, total in totals.items()}
+
+
+def _encode(
+    part: Part,
+    conditions: Conditions,
+    schema: Schema,
+    expressions: Mapping[str, pl.Expr],
+    totals: Mapping[SplitName, dict[str, int]],
+) -> dict[SplitName, Arrays]:
+    """Return the encoded rows of one part by split, and add what they hold to `totals`."""
+    extra = [name for name in (LABEL, WEIGHT, GROUP) if name in part.rows.collect_schema().names()]
+    tests = [test.alias(split) for split, test in conditions.items()]
+    chosen = part.rows.select(*extra, *tests).collect(engine="streaming")
+    places: dict[str, slice | int] = {column.name: slots for column, slots in schema.slots()}
+    places |= {column.name: index for index, column in enumerate(schema.dense)}
+    result: dict[SplitName, Arrays] = {}
+    for split in conditions:
+        rows = chosen.filter(pl.col(split))
+        if rows.height:
+            result[split] = _arrays(rows, schema)
+            positives = (pl.col(LABEL) == 1).sum()
+            _add(totals[split], rows.select(pl.len().alias("rows"), positives.alias("positives")))
+    raw = raw_rows(part.rows, (column.name for column in schema.raw))
+    flags = _missing_flags(schema)
+    for columns in _together(schema.columns, part.num_rows):
+        frame = raw.select(
+            *(expressions[column.name] for column in columns),
+            *(
+                named(column.inputs[0]).is_null().alias(flags[column.name])
+                for column in columns
+                if column.is_dense
+            ),
+        ).collect(engine="streaming")
+        for split, arrays in result.items():
+            rows = frame if len(arrays) == frame.height else frame.filter(chosen[split])
+            for column in columns:
+                values = rows.get_column(column.name).to_numpy()
+                place = places[column.name]
+                if column.is_dense:
+                    arrays.dense[:, place] = values
+                else:
+                    arrays.codes[:, place] = values.reshape(rows.height, -1)
+            _add(totals[split], rows.select(_counts(columns, flags)))
+    return result
+
+
+def _arrays(rows: pl.DataFrame, schema: Schema) -> Arrays:
+    """Return arrays for rows, with what is already known of them: label, weight and group."""
+    weight, group = (
+        rows.get_column(name).to_numpy() if name in rows.columns else None
+        for name in (WEIGHT, GROUP)
+    )
+    # The codes of a column lie together, as they are found; the writer turns them into rows.
+    codes = np.empty((schema.width, rows.height), np.int32).T
+    dense = np.empty((len(schema.dense), rows.height), np.float32).T
+    return Arrays(codes, dense, rows.get_column(LABEL).to_numpy(), weight, group)
+
+
+def _together(columns: Sequence[EncodedColumn], num_rows: int) -> Iterator[Sequence[EncodedColumn]]:
+    """Yield the columns in runs of about VALUES values."""
+    run: list[EncodedColumn] = []
+    for column in columns:
+        if run and num_rows * sum(each.length for each in [*run, column]) > VALUES:
+            yield run
+            run = []
+        run.append(column)
+    if run:
+        yield run
+
+
+def _missing_flags(schema: Schema) -> dict[str, str]:
+    """Return names, beside those of the features, for where a dense feature has no value."""
+    taken = {column.name for column in schema.columns}
+    flags: dict[str, str] = {}
+    for column in schema.dense:
+        flags[column.name] = free_name(f"{column.name} missing", {*taken, *flags.values()})
+    return flags
+
+
+def _counts(columns: Sequence[EncodedColumn], flags: Mapping[str, str]) -> list[pl.Expr]:
+    return [
+        *missing_and_unknown(column for column in columns if not column.is_dense),
+        *(
+            named(flags[column.name]).sum().alias(f"{column.name}.missing")
+            for column in columns
+            if column.is_dense
+        ),
+    ]
+
+
+def _add(total: dict[str, int], counted: pl.DataFrame) -> None:
+    for name, count in counted.row(0, named=True).items():
+        total[name] = total.get(name, 0) + count
+
+
+def _statistics(total: Mapping[str, int], schema: Schema) -> SplitStatistics:
+    columns = {
+        column.name: ColumnCounts(
+            total[f"{column.name}.missing"], total.get(f"{column.name}.unknown", 0)
+        )
+        for column in schema.columns
+    }
+    rate = total["positives"] / total["rows"]
+    return SplitStatistics(total["rows"], total["positives"], rate, columns)

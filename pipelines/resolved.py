@@ -1,0 +1,42 @@
+"""A job with what it leaves open decided, and the network that it then declares."""
+
+from __future__ import annotations
+
+from headwater.feature_store.schema import Schema
+from headwater.models.network import CTRNetwork, build_network
+from headwater.models.tables.embeddings import Mode
+from headwater.pipelines.job import Job, ModelSection, read_model
+from headwater.pipelines.ranks import find_ranks
+
+
+def resolve(job: Job) -> Job:
+    """Return the job with what it leaves open: every setting of its model, how its tables learn.
+
+    JobError for a wrong `[model]` setting.
+    """
+    _, config = read_model(job.model.type, job.model.settings())
+    section = {"type": job.model.type, **config.model_dump(mode="json")}
+    mode, lr = how_tables_learn(job)
+    sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
+    return job.model_copy(
+        update={
+            "model": ModelSection.model_validate(section),
+            "train": job.train.model_copy(update={"sparse": sparse}),
+        }
+    )
+
+
+def how_tables_learn(job: Job) -> tuple[Mode, float]:
+    """Return the table mode and the tables' learning rate, with what the job leaves open."""
+    sparse = job.train.sparse
+    mode = sparse.mode
+    if mode == "auto":
+        mode = "lazy" if find_ranks().world_size == 1 else "fused"
+    return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
+
+
+def job_network(job: Job, schema: Schema) -> CTRNetwork:
+    """Return the untrained network of a job on the CPU; JobError for a wrong `[model]` setting."""
+    model_class, config = read_model(job.model.type, job.model.settings())
+    mode, _ = how_tables_learn(job)
+    return build_network(schema, model_class, config, mode, job.train.seed)

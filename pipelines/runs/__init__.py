@@ -1,0 +1,1 @@
+"""Runs: their folder, their checkpoints, and the trained network in them."""

@@ -1,0 +1,1 @@
+"""Scores for the rows of a file, by a release."""
