@@ -42,7 +42,7 @@ pytestmark = pytest.mark.timeout(120)
 Released = Callable[..., Path]
 
 FM = {"embedding_dim": 4}
-PAGE = Path(__file__).parents[2] / "docs" / "release.md"
+PAGE = Path(__file__).parents[3] / "docs" / "release.md"
 
 
 def test_export_beyond_tolerance_is_refused_and_leaves_nothing(
