@@ -39,7 +39,7 @@ class Headers(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """A request whose body has arrived and is inflated."""
+    """A request whose body has arrived; the handler of a route gets it inflated."""
 
     body: bytes
     headers: Headers
