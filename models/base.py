@@ -1,19 +1,22 @@
-"""What every model is: a config, the embeddings it asks for, and a module from tensors to a logit.
+"""Base of every model: a config, the embeddings it asks for, how it is trained, and a module.
 
 B examples, F features (in schema order; a list column is one, after pooling), D dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from headwater.feature_store.config import Config
 from headwater.models.layers import MLP
+
+FamilyName = Literal["ctr", "retrieval"]
 
 
 class ModelConfig(Config):
@@ -47,13 +50,14 @@ class Slot:
     """Encoded columns to embed, in this order; None for all of the schema, in schema order."""
 
 
-class CTRModel(nn.Module):
-    """Base of click models: a subclass sets `config_class`, builds layers, and writes `forward`.
+class Model(nn.Module):
+    """Base of all models: each family has its own below this one, which says what `forward` takes.
 
-    It never sees a column name, an optimiser or a device: `models/tables/embeddings.py` turns a batch into
-    the tensors that `slots` names, and `forward` takes them as keyword arguments of the same names.
+    A model never sees a column name, an optimiser or a device: `models/tables/embeddings.py` turns a batch
+    into the tensors that `slots` names.
     """
 
+    family: ClassVar[FamilyName]
     config_class: ClassVar[type[ModelConfig]]
 
     def __init__(self, config: ModelConfig, *, num_features: int) -> None:
@@ -64,8 +68,14 @@ class CTRModel(nn.Module):
 
     @classmethod
     def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
-        """Return the embeddings that `forward` wants, by argument name; by default one main slot."""
+        """Return the embeddings that the model wants, by name; by default one main slot."""
         return {"emb_BFD": Slot(config.embedding_dim)}
 
-    forward: Callable[..., Tensor]
-    """Takes the tensors of `slots` by name and returns the click logit, shape (B,)."""
+    @classmethod
+    @abstractmethod
+    def phases(cls, config: ModelConfig) -> tuple[Any, ...]:
+        """Return the phases of training (`models.phases`); the last one trains the network of the run."""
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Any) -> Tensor:
+        """Return the sum over a batch's rows of the loss of what `forward` gave."""

@@ -9,28 +9,30 @@ from torch import Tensor, nn
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import Schema
-from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.base import Model, ModelConfig
 from headwater.models.batch import Batch
+from headwater.models.seeds import derive_seed
 from headwater.models.tables.embeddings import Embeddings, Mode
-from headwater.models.tables.layout import derive_seed
+from headwater.models.tables.looked import Looked
 
 
-class CTRNetwork(nn.Module):
+class Network(nn.Module):
     """Two steps, `embeddings` and then `model`, so that a method can stand between."""
 
-    def __init__(self, schema: Schema, model: CTRModel, mode: Mode, seed: int = 0) -> None:
+    def __init__(self, schema: Schema, model: Model, mode: Mode, seed: int = 0) -> None:
         super().__init__()
         self.embeddings = Embeddings(schema, model.slots(model.config), mode, seed)
         self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the click logit, shape (B,)."""
-        return self.model(**self.embeddings(batch))
+    def forward(self, batch: Batch) -> tuple[Tensor, Looked]:
+        """Return the click logit, shape (B,), and what was looked up for it."""
+        looked = self.embeddings(batch)
+        return self.model(**looked.embeddings), looked
 
 
 def build_network(
-    schema: Schema, model_class: type[CTRModel], config: ModelConfig, mode: Mode, seed: int
-) -> CTRNetwork:
+    schema: Schema, model_class: type[Model], config: ModelConfig, mode: Mode, seed: int
+) -> Network:
     """Return a network on the CPU whose first values depend on `seed` alone, equal in all modes.
 
     JobError names the setting that asks for a column that the schema does not have.
@@ -39,10 +41,20 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
         model = model_class(config, num_features=len(schema.columns))
-    return CTRNetwork(schema, model, mode, seed)
+    return Network(schema, model, mode, seed)
 
 
-def count_parameters(network: CTRNetwork) -> int:
+def draft_model(schema: Schema, model_class: type[Model], config: ModelConfig) -> Model:
+    """Return a model without memory for its weights, to ask it before a network is built.
+
+    JobError as `build_network` raises it.
+    """
+    _check_columns(schema, model_class, config)
+    with torch.device("meta"):
+        return model_class(config, num_features=len(schema.columns))
+
+
+def count_parameters(network: Network) -> int:
     """Return the number of weights, tables with their rows for missing and unknown.
 
     It is the same in all table modes and on any number of ranks: without padding, every row once.
@@ -61,7 +73,7 @@ def least_rows(model: nn.Module) -> int:
     return 2 if has_batch_norm else 1
 
 
-def _check_columns(schema: Schema, model_class: type[CTRModel], config: ModelConfig) -> None:
+def _check_columns(schema: Schema, model_class: type[Model], config: ModelConfig) -> None:
     known = [column.name for column in schema.columns]
     for slot, wanted in model_class.slots(config).items():
         for name in wanted.columns or ():

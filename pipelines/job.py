@@ -30,7 +30,8 @@ from headwater.pipelines.job_errors import explain
 from headwater.pipelines.job_splits import Split
 
 if TYPE_CHECKING:
-    from headwater.models.base import CTRModel, ModelConfig
+    from headwater.models.base import ModelConfig
+from headwater.models.ctr.base import CTRModel
 
 
 def _no_draft(name: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from headwater.feature_store.schema import Schema
-from headwater.models.network import CTRNetwork, build_network
+from headwater.models.base import ModelConfig
+from headwater.models.network import Network, build_network
+from headwater.models.placement.settings import LearnSettings
 from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.job import Job, ModelSection, read_model
 from headwater.pipelines.ranks import find_ranks
@@ -35,8 +37,25 @@ def how_tables_learn(job: Job) -> tuple[Mode, float]:
     return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
 
 
-def job_network(job: Job, schema: Schema) -> CTRNetwork:
-    """Return the untrained network of a job on the CPU; JobError for a wrong `[model]` setting."""
-    model_class, config = read_model(job.model.type, job.model.settings())
+def learn_settings(job: Job) -> LearnSettings:
+    """Return the settings of `[train]` by which a network learns."""
+    _, sparse_lr = how_tables_learn(job)
+    train = job.train
+    return LearnSettings(
+        sparse_lr=sparse_lr,
+        sparse_l2=train.sparse.l2,
+        dense_lr=train.dense.lr,
+        dense_l2=train.dense.l2,
+        clip_norm=train.clip_norm,
+        precision=train.precision,
+    )
+
+
+def job_network(job: Job, schema: Schema, config: ModelConfig | None = None) -> Network:
+    """Return the untrained network of a job on the CPU; JobError for a wrong `[model]` setting.
+
+    `config` are the model's settings, those of the job when absent.
+    """
+    model_class, declared = read_model(job.model.type, job.model.settings())
     mode, _ = how_tables_learn(job)
-    return build_network(schema, model_class, config, mode, job.train.seed)
+    return build_network(schema, model_class, config or declared, mode, job.train.seed)

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from headwater.models.base import CTRModel, MLPConfig
+from headwater.models.base import MLPConfig
+from headwater.models.ctr.base import CTRModel
 from headwater.models.layers import CrossNetV2, linear
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from headwater.models.base import CTRModel, MLPConfig, ModelConfig, Slot
+from headwater.models.base import MLPConfig, ModelConfig, Slot
+from headwater.models.ctr.base import CTRModel
 from headwater.models.layers import linear, pairwise
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from headwater.models.base import CTRModel, MLPConfig
+from headwater.models.base import MLPConfig
+from headwater.models.ctr.base import CTRModel
 from headwater.models.layers import linear
 
 

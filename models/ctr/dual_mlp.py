@@ -11,7 +11,8 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.base import ModelConfig
+from headwater.models.ctr.base import CTRModel
 from headwater.models.layers import MLP, linear
 
 

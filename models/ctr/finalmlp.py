@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from headwater.models.base import CTRModel, ModelConfig, Slot
+from headwater.models.base import ModelConfig, Slot
+from headwater.models.ctr.base import CTRModel
 from headwater.models.layers import MLP, BilinearFusion, FeatureGate
 
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from headwater.models.base import CTRModel, ModelConfig, Slot
+from headwater.models.base import ModelConfig, Slot
+from headwater.models.ctr.base import CTRModel
 from headwater.models.layers import pairwise
 
 

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from headwater.models.base import CTRModel, ModelConfig, Slot
+from headwater.models.base import ModelConfig, Slot
+from headwater.models.ctr.base import CTRModel
 
 
 class LogisticRegressionConfig(ModelConfig):

@@ -13,41 +13,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from headwater.feature_store.errors import JobError
-from headwater.models.network import CTRNetwork
-from headwater.models.placement.learner import Learner, Rates
+from headwater.models.network import Network
 from headwater.models.placement.placement import Placement
-from headwater.models.tables.lazy import LazyAdam, LazyTables
-
-__all__ = ["Learner", "Placement", "Rates", "place", "place_learner"]
+from headwater.models.placement.settings import LearnSettings
 
 
-def place(network: CTRNetwork, device: torch.device) -> Placement:
-    """Put a network on `device`, or shard it over the ranks of the process group, to score with it.
+def place(network: Network, device: torch.device, learn: LearnSettings | None = None) -> Placement:
+    """Put a network on `device`, or shard it over the ranks of the process group.
 
-    It has no optimisers, which cost memory, and at first use seconds. `fused` starts a process group
-    where there is none: torchrun's, or one of this process alone, for which no port is opened. JobError
-    for the other modes on more ranks than one.
+    Fused tables learn only where `learn` is given: their optimiser is part of the backward pass, and costs
+    memory and at first use seconds. `fused` starts a process group where there is none: torchrun's, or one
+    of this process alone, for which no port is opened. JobError for the other modes on more ranks than one.
     """
-    return Placement(network, _on_device(network, device, None), device)
-
-
-def place_learner(network: CTRNetwork, rates: Rates, device: torch.device) -> Learner:
-    """Put a network on its devices as `place` does, with its optimisers, to train it."""
-    module: Any = _on_device(network, device, rates)
-    store = network.embeddings.store
-    tables: Any | None = None
-    if network.embeddings.mode == "fused":
-        tables = module.fused_optimizer
-    elif isinstance(store, LazyTables):
-        tables = LazyAdam(store, rates.sparse_lr, rates.sparse_l2)
-    return Learner(network, module, device, rates, tables)
-
-
-def _on_device(network: CTRNetwork, device: torch.device, rates: Rates | None) -> nn.Module:
-    """Return what is to be called, with the network's weights on its devices."""
     mode = network.embeddings.mode
     if mode == "fused":
         _ensure_process_group(device)
@@ -55,13 +34,14 @@ def _on_device(network: CTRNetwork, device: torch.device, rates: Rates | None) -
         network.embeddings.numeric.to(device)
         from headwater.models.placement.plan import shard  # TorchRec takes seconds
 
-        return shard(network, device, rates)
+        module: Any = shard(network, device, learn)
+        return Placement(network, module, device, None if learn is None else module.fused_optimizer)
     if dist.is_initialized() and dist.get_world_size() > 1:
         raise JobError(
             f"train.sparse.mode = {mode!r} trains in one process, but {dist.get_world_size()} were "
             "started. Set train.sparse.mode = 'fused', or start one process."
         )
-    return network.to(device)
+    return Placement(network, network.to(device), device)
 
 
 def _ensure_process_group(device: torch.device) -> None:

@@ -23,8 +23,8 @@ from headwater.models._torchrec import (
     TrainerConfig,
     apply_optimizer_in_backward,
 )
-from headwater.models.network import CTRNetwork
-from headwater.models.placement.learner import Rates
+from headwater.models.network import Network
+from headwater.models.placement.settings import LearnSettings
 from headwater.models.tables.fused import FusedTables
 
 BIG_TABLE_BYTES = 2**30
@@ -37,17 +37,17 @@ not be loaded into another sharding.
 
 
 def shard(
-    network: CTRNetwork, device: torch.device, rates: Rates | None
+    network: Network, device: torch.device, learn: LearnSettings | None
 ) -> DistributedModelParallel:
     """Return the network in DistributedModelParallel, its tables sharded and given first values.
 
-    The dense part is all-reduced over ranks; on one rank it stays as it is. Without `rates` no table
+    The dense part is all-reduced over ranks; on one rank it stays as it is. Without `learn` no table
     gets an optimiser: it takes the same kernel, with no state.
     """
     store = network.embeddings.store
-    if rates is not None and isinstance(store, FusedTables):
-        store.keeps_rows = rates.sparse_l2 > 0
-        _attach_optimizer(store, rates.sparse_lr)
+    if learn is not None and isinstance(store, FusedTables):
+        store.gives_rows = learn.sparse_l2 > 0
+        _attach_optimizer(store, learn.sparse_lr)
     sharders: list[Any] = [_Sharder()]
     group = dist.GroupMember.WORLD
     assert group is not None

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.models.tables.layout import SlotLayout, initial_table
+from headwater.models.tables.looked import Looked
 
 _INT32_ROWS = 2**31
 
@@ -31,12 +32,10 @@ class DenseTables(nn.Module):
                 if layout.tables
             }
         )
-        self.rows: list[Tensor] = []
-        """Rows whose penalty is theirs alone: none here, where whole tables have one."""
 
-    def forward(self, codes_BW: Tensor) -> dict[str, Tensor]:
+    def forward(self, codes_BW: Tensor) -> Looked:
         """Return the embeddings of each slot, lists summed: (B, F, D)."""
-        return {name: table(codes_BW) for name, table in self.merged().items()}
+        return Looked({name: table(codes_BW) for name, table in self.merged().items()})
 
     def merged(self) -> dict[str, MergedTable]:
         """Return the merged table of each slot."""

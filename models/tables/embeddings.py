@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from headwater.feature_store.schema import Schema
 from headwater.models.base import Slot
 from headwater.models.batch import Batch
+from headwater.models.seeds import derive_seed
 from headwater.models.tables.dense import DenseTables
-from headwater.models.tables.layout import SlotLayout, derive_seed, lay_out, mean_members
+from headwater.models.tables.layout import SlotLayout, lay_out, mean_members
 from headwater.models.tables.lazy import LazyTables
+from headwater.models.tables.looked import Looked
 
 if TYPE_CHECKING:
     from headwater.models.tables.fused import FusedTables
@@ -41,7 +43,7 @@ class Embeddings(nn.Module):
         self, schema: Schema, slots: Mapping[str, Slot], mode: Mode, seed: int = 0
     ) -> None:
         super().__init__()
-        self.mode = mode
+        self.mode: Mode = mode
         self.layouts = lay_out(schema, slots)
         self.store: DenseTables | FusedTables | None = None
         if any(layout.tables for layout in self.layouts):
@@ -61,10 +63,11 @@ class Embeddings(nn.Module):
             members_WF = mean_members(layout, schema.width)
             self.register_buffer(f"means_{layout.name}", members_WF, persistent=False)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return (B, F, D) for each slot, features in the slot's order."""
+    def forward(self, batch: Batch) -> Looked:
+        """Return (B, F, D) for each slot, and the rows that were read."""
         codes_BW = batch.codes_BW
-        pooled = {} if self.store is None else self.store(codes_BW)
+        looked: Looked = Looked({}) if self.store is None else self.store(codes_BW)
+        pooled = looked.embeddings
         known_BW: Tensor | None = None
         embeddings: dict[str, Tensor] = {}
         for layout in self.layouts:
@@ -89,7 +92,7 @@ class Embeddings(nn.Module):
                 for is_dense, start, stop in layout.runs
             ]
             embeddings[layout.name] = torch.cat(parts, 1)
-        return embeddings
+        return Looked(embeddings, looked.rows)
 
     def table_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that hold tables; fused ones change once they are placed."""

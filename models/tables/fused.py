@@ -28,6 +28,7 @@ from headwater.models._torchrec import (
     ShardedTensor,
 )
 from headwater.models.tables.layout import SlotLayout, initial_table
+from headwater.models.tables.looked import Looked, Rows
 
 LANE = 4
 """fbgemm takes tables whose dimension is a multiple of this."""
@@ -73,24 +74,22 @@ class FusedTables(nn.Module):
         self.bags = EmbeddingBagCollection(device=torch.device("meta"), tables=configs)
         self._sizes: dict[tuple[int, torch.device], _BagLayout] = {}
         self._order: dict[str, slice | Tensor] = {}
-        self.keeps_rows = False
-        """Whether a training pass also leaves the rows that it reads in `rows`, for their penalty."""
+        self.gives_rows = False
+        """Whether a training pass also gives the rows that it read, for their penalty."""
         self.evens_sizes = False
         """Whether ranks must bring equally many examples, as tables cut by rows need."""
-        self.rows: list[Tensor] = []
-        """One block with every distinct row that the last training pass read, of zeros otherwise."""
 
-    def forward(self, codes_BW: Tensor) -> dict[str, Tensor]:
-        """Return the embeddings of each slot, lists summed: (B, F, D)."""
+    def forward(self, codes_BW: Tensor) -> Looked:
+        """Return the embeddings of each slot, lists summed, (B, F, D), and one block of all rows read."""
         jagged = self._jagged(codes_BW)
-        keeps_rows = self.keeps_rows and self.training and torch.is_grad_enabled()
-        if keeps_rows:
+        gives_rows = self.gives_rows and self.training and torch.is_grad_enabled()
+        if gives_rows:
             jagged = self._with_rows(jagged)
         if self.evens_sizes:
             jagged = self._with_empty(jagged)
         pooled = self.bags(jagged)
         values = pooled.values()
-        self.rows = [values[len(codes_BW) :]] if keeps_rows else []
+        rows = (Rows(values[len(codes_BW) :]),) if gives_rows else ()
         values = values[: len(codes_BW)]
         if not self._order:
             self._order = self._find_order(pooled)
@@ -101,7 +100,7 @@ class FusedTables(nn.Module):
             part = values[:, order] if isinstance(order, slice) else values.index_select(1, order)
             part_BFD = part.unflatten(1, (len(layout.tables), padded))
             embeddings[layout.name] = part_BFD[..., : layout.dim]
-        return embeddings
+        return Looked(embeddings, rows)
 
     def initialise(self) -> None:
         """Write the first values, by table, into the shards of this rank."""

@@ -5,7 +5,6 @@ B examples, W code slots of a batch, F features of a slot.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.base import Slot
+from headwater.models.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,3 @@ def initial_table(seed: int, slot: str, column: EncodedColumn, dim: int) -> Tens
     table_ND.normal_(0, 1e-4, generator=generator)
     table_ND[0] = 0
     return table_ND
-
-
-def derive_seed(seed: int, *names: str) -> int:
-    """Return a 63-bit seed for a part of a model, from the run's seed and the part's names."""
-    text = "\0".join((str(seed), *names)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1

@@ -6,14 +6,14 @@ once what Adam would have done to it in the steps that it missed, where only its
 move it. That is computed in closed form from a few powers, so it differs from Adam a little; a row that is
 read at every step does not. A step costs time in the distinct codes of a batch.
 
-B examples, W code slots of a batch, V codes that a slot reads, U distinct rows among them, N rows of a table,
+B examples, W code slots of a batch, V codes that a slot reads, R distinct rows among them, N rows of a table,
 F tables of a slot, D dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from headwater.models.tables.dense import DenseTables
 from headwater.models.tables.layout import SlotLayout
+from headwater.models.tables.looked import Looked, Rows
 
 BETA_1 = 0.9
 BETA_2 = 0.999
@@ -39,27 +40,28 @@ class LazyTables(DenseTables):
             table.weight_ND.requires_grad_(False)
         self.adam: LazyAdam | None = None
 
-    def forward(self, codes_BW: Tensor) -> dict[str, Tensor]:
-        """Return the embeddings of each slot, lists summed: (B, F, D)."""
+    def forward(self, codes_BW: Tensor) -> Looked:
+        """Return the embeddings of each slot, lists summed, (B, F, D), and the rows that training reads."""
         if self.adam is None or not (self.training and torch.is_grad_enabled()):
             return super().forward(codes_BW)
         embeddings: dict[str, Tensor] = {}
+        taken: list[Rows] = []
         for name, table in self.merged().items():
             rows_BV = table.rows(codes_BW)
             # With a zero in front, row 0 is the first of the distinct ones; it never moves.
             every = torch.cat([rows_BV.new_zeros(1), rows_BV.reshape(-1)])
-            rows_U, places = torch.unique(every, return_inverse=True)
+            numbers_R, places = torch.unique(every, return_inverse=True)
             places_BV = places[1:].view(rows_BV.shape)
-            rows_UD = self.adam.take(name, rows_U[1:].long())
-            padded_UD = torch.cat([rows_UD.new_zeros(1, table.dim), rows_UD])
+            rows = self.adam.take(name, numbers_R[1:].long())
+            taken.append(rows)
+            padded_RD = torch.cat([rows.values_RD.new_zeros(1, table.dim), rows.values_RD])
             if table.pools:
-                embeddings[name] = table.pool(places_BV, padded_UD)
+                embeddings[name] = table.pool(places_BV, padded_RD)
             else:
                 # F.embedding's backward pass takes three times as long as that of index_select.
-                rows_VD = padded_UD.index_select(0, places_BV.view(-1))
+                rows_VD = padded_RD.index_select(0, places_BV.view(-1))
                 embeddings[name] = rows_VD.view(*places_BV.shape, table.dim)
-        self.rows = self.adam.leaves()
-        return embeddings
+        return Looked(embeddings, tuple(taken))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; on the way to evaluation every row is brought up to date."""
@@ -78,24 +80,24 @@ class LazyTables(DenseTables):
 
 
 @dataclass(slots=True)
-class _Taken:
-    """Rows that a training pass took out, up to date."""
+class LazyRows(Rows):
+    """Rows of a slot's table that a training pass took out, up to date; `values_RD` is a leaf."""
 
-    rows_U: Tensor
-    """Their numbers, int64."""
-    rows_UD: Tensor
-    """A leaf, in which autograd sums the gradient of each row."""
-    mean_UD: Tensor
-    square_UD: Tensor
+    slot: str
+    numbers_R: Tensor
+    """Their numbers in the table, int64."""
+    mean_RD: Tensor
+    square_RD: Tensor
+    step: int
+    """Steps of the table when they were taken."""
 
 
 class LazyAdam:
-    """Adam over `LazyTables`, with the interface of an optimiser."""
+    """Adam over `LazyTables`; `step` gets the rows that it updates."""
 
     def __init__(self, tables: LazyTables, lr: float, l2: float) -> None:
         self.param_groups: list[dict[str, Any]] = [{"lr": lr}]
         self._l2 = l2
-        self._tables = tables
         self._weights = {name: table.weight_ND for name, table in tables.merged().items()}
         self._state: dict[str, dict[str, Tensor]] = {
             name: {
@@ -107,43 +109,56 @@ class LazyAdam:
             }
             for name, weight_ND in self._weights.items()
         }
-        self._taken: dict[str, _Taken] = {}
         tables.adam = self
 
-    def take(self, name: str, rows_U: Tensor) -> Tensor:
-        """Return rows of a slot's table up to date, (U, D), as a leaf; `step` writes them back."""
+    def take(self, slot: str, numbers_R: Tensor) -> LazyRows:
+        """Return rows of a slot's table up to date, for a training pass to differentiate."""
         with torch.no_grad():
-            taken = self._up_to_date(name, rows_U)
-        taken.rows_UD.requires_grad_()
-        self._taken[name] = taken
-        return taken.rows_UD
-
-    def leaves(self) -> list[Tensor]:
-        """Return what `take` gave since the last step."""
-        return [taken.rows_UD for taken in self._taken.values()]
-
-    def zero_grad(self) -> None:
-        """Forget the rows that were taken."""
-        self._taken.clear()
-        self._tables.rows = []
+            rows = self._up_to_date(slot, numbers_R)
+        rows.values_RD.requires_grad_()
+        return rows
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every row that was taken, by Adam's rule, and write it back."""
+    def merged(self, rows: Iterable[LazyRows]) -> list[LazyRows]:
+        """Return the rows of several passes, each row once with the sum of its gradients, by slot.
+
+        Rows without a gradient are left out.
+        """
+        by_slot: dict[str, list[LazyRows]] = {}
+        for each in rows:
+            if each.values_RD.grad is not None:
+                by_slot.setdefault(each.slot, []).append(each)
+        return [self._merge(slot, passes) for slot, passes in by_slot.items()]
+
+    def _merge(self, slot: str, passes: Sequence[LazyRows]) -> LazyRows:
+        first = passes[0]
+        if len(passes) == 1 and first.step == int(self._state[slot]["step"]):
+            return first
+        numbers_R, places = torch.unique(
+            torch.cat([each.numbers_R for each in passes]), return_inverse=True
+        )
+        merged = self._up_to_date(slot, numbers_R)
+        merged.values_RD.grad = torch.zeros_like(merged.values_RD)
+        grads = [each.values_RD.grad for each in passes if each.values_RD.grad is not None]
+        merged.values_RD.grad.index_add_(0, places, torch.cat(grads))
+        return merged
+
+    @torch.no_grad()
+    def step(self, rows: Iterable[LazyRows]) -> None:
+        """Update rows, as `merged` gives them, by Adam's rule and their gradient, and write them back."""
         lr: float = self.param_groups[0]["lr"]
-        for name, taken in self._taken.items():
-            grad_UD = taken.rows_UD.grad
-            if grad_UD is None:
-                continue
-            self._state[name]["step"] += 1
-            step = int(self._state[name]["step"])
-            taken.mean_UD.lerp_(grad_UD, 1 - BETA_1)
-            taken.square_UD.mul_(BETA_2).addcmul_(grad_UD, grad_UD, value=1 - BETA_2)
-            root_UD = taken.square_UD.sqrt().div_(math.sqrt(1 - BETA_2**step)).add_(EPS)
+        for each in rows:
+            grad_RD = each.values_RD.grad
+            assert grad_RD is not None, "rows without a gradient have no step"
+            state = self._state[each.slot]
+            state["step"] += 1
+            step = int(state["step"])
+            each.mean_RD.lerp_(grad_RD, 1 - BETA_1)
+            each.square_RD.mul_(BETA_2).addcmul_(grad_RD, grad_RD, value=1 - BETA_2)
+            root_RD = each.square_RD.sqrt().div_(math.sqrt(1 - BETA_2**step)).add_(EPS)
             size = lr / (1 - BETA_1**step)
-            taken.rows_UD.detach().addcdiv_(taken.mean_UD, root_UD, value=-size)
-            self._write(name, taken)
-        self.zero_grad()
+            each.values_RD.detach().addcdiv_(each.mean_RD, root_RD, value=-size)
+            self._write(each)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -151,28 +166,30 @@ class LazyAdam:
         for name, weight_ND in self._weights.items():
             for start in range(0, len(weight_ND), _BLOCK_ROWS):
                 stop = min(start + _BLOCK_ROWS, len(weight_ND))
-                rows_U = torch.arange(start, stop, device=weight_ND.device)
-                self._write(name, self._up_to_date(name, rows_U))
+                numbers_R = torch.arange(start, stop, device=weight_ND.device)
+                self._write(self._up_to_date(name, numbers_R))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the live state by slot."""
         return {"state": self._state}
 
-    def _up_to_date(self, name: str, rows_U: Tensor) -> _Taken:
-        state = self._state[name]
-        taken = _Taken(
-            rows_U,
-            self._weights[name].index_select(0, rows_U),
-            state["exp_avg"].index_select(0, rows_U),
-            state["exp_avg_sq"].index_select(0, rows_U),
+    def _up_to_date(self, slot: str, numbers_R: Tensor) -> LazyRows:
+        state = self._state[slot]
+        rows = LazyRows(
+            self._weights[slot].index_select(0, numbers_R),
+            slot,
+            numbers_R,
+            state["exp_avg"].index_select(0, numbers_R),
+            state["exp_avg_sq"].index_select(0, numbers_R),
+            int(state["step"]),
         )
-        last_U = state["last"].index_select(0, rows_U)
-        missed_U = int(state["step"]) - last_U
-        if missed_U.any():
-            self._catch_up(taken, last_U.unsqueeze(1).float(), missed_U.unsqueeze(1).float())
-        return taken
+        last_R = state["last"].index_select(0, numbers_R)
+        missed_R = rows.step - last_R
+        if missed_R.any():
+            self._catch_up(rows, last_R.unsqueeze(1).float(), missed_R.unsqueeze(1).float())
+        return rows
 
-    def _catch_up(self, taken: _Taken, last_U1: Tensor, missed_U1: Tensor) -> None:
+    def _catch_up(self, rows: LazyRows, last_R1: Tensor, missed_R1: Tensor) -> None:
         """Give rows the steps that they missed, in which their gradient was l2 times themselves.
 
         The momentum fades out at the step size of the first of these steps; the penalty then shrinks
@@ -180,32 +197,32 @@ class LazyAdam:
         """
         lr: float = self.param_groups[0]["lr"]
         l2 = self._l2
-        fading_U1 = BETA_1**missed_U1
-        drift_U1 = (1 - fading_U1) * (BETA_1 / (1 - BETA_1))
-        size_UD = lr * _inverse_root(BETA_2 * taken.square_UD, last_U1 + 1)
-        moved_UD = taken.rows_UD - size_UD * drift_U1 * taken.mean_UD
+        fading_R1 = BETA_1**missed_R1
+        drift_R1 = (1 - fading_R1) * (BETA_1 / (1 - BETA_1))
+        size_RD = lr * _inverse_root(BETA_2 * rows.square_RD, last_R1 + 1)
+        moved_RD = rows.values_RD - size_RD * drift_R1 * rows.mean_RD
         if l2 > 0:
-            kept_U1 = BETA_2 ** (missed_U1 / 2)
-            pull_UD = (l2 * moved_UD).square_()
-            half_UD = kept_U1 * taken.square_UD + (1 - kept_U1) * pull_UD
-            size_UD = lr * _inverse_root(half_UD, last_U1 + missed_U1 / 2)
-            moved_UD *= torch.exp(-l2 * size_UD * (missed_U1 - drift_U1))
-        taken.mean_UD.mul_(fading_U1).add_((1 - fading_U1) * (l2 * moved_UD))
-        kept_U1 = BETA_2**missed_U1
-        middle_UD = (taken.rows_UD + moved_UD) * (l2 / 2)
-        taken.square_UD.mul_(kept_U1).add_((1 - kept_U1) * middle_UD.square_())
-        taken.rows_UD.copy_(moved_UD)
+            kept_R1 = BETA_2 ** (missed_R1 / 2)
+            pull_RD = (l2 * moved_RD).square_()
+            half_RD = kept_R1 * rows.square_RD + (1 - kept_R1) * pull_RD
+            size_RD = lr * _inverse_root(half_RD, last_R1 + missed_R1 / 2)
+            moved_RD *= torch.exp(-l2 * size_RD * (missed_R1 - drift_R1))
+        rows.mean_RD.mul_(fading_R1).add_((1 - fading_R1) * (l2 * moved_RD))
+        kept_R1 = BETA_2**missed_R1
+        middle_RD = (rows.values_RD + moved_RD) * (l2 / 2)
+        rows.square_RD.mul_(kept_R1).add_((1 - kept_R1) * middle_RD.square_())
+        rows.values_RD.copy_(moved_RD)
 
-    def _write(self, name: str, taken: _Taken) -> None:
-        state = self._state[name]
-        self._weights[name].index_copy_(0, taken.rows_U, taken.rows_UD.detach())
-        state["exp_avg"].index_copy_(0, taken.rows_U, taken.mean_UD)
-        state["exp_avg_sq"].index_copy_(0, taken.rows_U, taken.square_UD)
-        state["last"].index_fill_(0, taken.rows_U, int(state["step"]))
+    def _write(self, rows: LazyRows) -> None:
+        state = self._state[rows.slot]
+        self._weights[rows.slot].index_copy_(0, rows.numbers_R, rows.values_RD.detach())
+        state["exp_avg"].index_copy_(0, rows.numbers_R, rows.mean_RD)
+        state["exp_avg_sq"].index_copy_(0, rows.numbers_R, rows.square_RD)
+        state["last"].index_fill_(0, rows.numbers_R, int(state["step"]))
 
 
-def _inverse_root(square_UD: Tensor, step_U1: Tensor) -> Tensor:
+def _inverse_root(square_RD: Tensor, step_R1: Tensor) -> Tensor:
     """Return what Adam multiplies a mean by at a step, but for the learning rate."""
-    step_U1 = step_U1.clamp(min=1)
-    root_UD = (square_UD / (1 - BETA_2**step_U1)).sqrt_().add_(EPS)
-    return 1 / (root_UD * (1 - BETA_1**step_U1))
+    step_R1 = step_R1.clamp(min=1)
+    root_RD = (square_RD / (1 - BETA_2**step_R1)).sqrt_().add_(EPS)
+    return 1 / (root_RD * (1 - BETA_1**step_R1))

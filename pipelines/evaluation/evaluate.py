@@ -66,7 +66,7 @@ def evaluate(
         metrics[split] = summaries[split]["metrics"]
     # Hashed once: scoring the split has done it.
     sample = _sample(prepared.dataset("valid", verify="valid" not in splits), device)
-    importance = permutation_importance(placement.module, sample, prepared.schema)
+    importance = permutation_importance(placement.logit, sample, prepared.schema)
     run.write(
         "evaluation.json",
         {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
-from headwater.models.network import CTRNetwork
+from headwater.models.network import Network
 from headwater.pipelines.evaluation import metrics
 
 MAX_ROWS = 20_000
@@ -52,7 +52,7 @@ def permutation_importance(
     }
 
 
-def gate_values(network: CTRNetwork, sample: Batch, schema: Schema) -> list[dict[str, Any]]:
+def gate_values(network: Network, sample: Batch, schema: Schema) -> list[dict[str, Any]]:
     """Return mean and deviation of each gate for each feature; empty where the model has no gates.
 
     A model has gates when it has a method `gates`, which takes what `forward` takes and returns a
@@ -65,7 +65,7 @@ def gate_values(network: CTRNetwork, sample: Batch, schema: Schema) -> list[dict
     parts: list[list[Tensor]] = []
     with torch.no_grad():
         for batch in _split(sample):
-            gates = gates_of(**network.embeddings(batch))
+            gates = gates_of(**network.embeddings(batch).embeddings)
             parts.append([gate_BFD.float().cpu() for gate_BFD in gates])
     rows: list[dict[str, Any]] = []
     for number, pieces in enumerate(zip(*parts, strict=True), start=1):

@@ -55,7 +55,7 @@ def predict(
         ) as bar,
     ):
         for batch, is_own in _in_step(batches, schema, ranks):
-            logit = placement.module(batch).float().cpu().numpy()
+            logit = placement.logit(batch).float().cpu().numpy()
             if not is_own:
                 continue
             if not all_finite(logit):

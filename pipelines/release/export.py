@@ -25,7 +25,7 @@ from headwater.feature_store.onnx_compiler import least_opset
 from headwater.feature_store.reader import Reader
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
-from headwater.models.network import CTRNetwork
+from headwater.models.network import Network
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.checking.validation import context_problems
 from headwater.pipelines.console import note
@@ -109,7 +109,7 @@ def export(
 
 
 def export_network(
-    network: CTRNetwork,
+    network: Network,
     schema: Schema,
     sample: pl.DataFrame,
     job: Job,

@@ -37,7 +37,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from headwater.feature_store.errors import ParityError
 from headwater.models.batch import Batch
-from headwater.models.network import CTRNetwork
+from headwater.models.network import Network
 from headwater.pipelines.evaluation.metrics import auc
 from headwater.pipelines.release.context import SlotParts
 
@@ -171,7 +171,7 @@ class Int8Cost:
 
 
 def measured_int8(
-    network: CTRNetwork,
+    network: Network,
     layers: ModelProto,
     parts: Mapping[str, SlotParts],
     sample: Batch,
@@ -214,10 +214,13 @@ def measured_int8(
     return found, cost
 
 
-def _slots(network: CTRNetwork, batch: Batch) -> dict[str, NDArray[np.float32]]:
+def _slots(network: Network, batch: Batch) -> dict[str, NDArray[np.float32]]:
     """Return the embeddings of a batch, [N, F, D] by slot."""
     with torch.no_grad():
-        return {name: value.cpu().numpy() for name, value in network.embeddings(batch).items()}
+        return {
+            name: value.cpu().numpy()
+            for name, value in network.embeddings(batch).embeddings.items()
+        }
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def torch_scores(
     batch = encoded_batch(schema, rows, np.zeros(len(rows), np.uint8))
     # Not inference mode: fbgemm's lookup has no kernel for it on a CPU.
     with torch.no_grad():
-        logit = network(batch).double().cpu()
+        logit = network(batch)[0].double().cpu()
     # Sampling made the odds 1 / rate times too large.
     odds = torch.exp(logit) * negative_rate
     prob = torch.where(torch.isinf(odds), 1.0, odds / (1 + odds))

@@ -21,6 +21,8 @@ from headwater.feature_store.errors import OutputError, RunError
 from headwater.feature_store.files import file_sha256
 from headwater.pipelines.output import sync, write_whole, writing
 
+CHECKPOINT = "checkpoint"
+"""Folder of the checkpoints, in that of a run or of a phase."""
 INDEX = "index.json"
 TEMPORARY = ".part"
 KEPT_OF_BEST = "network"

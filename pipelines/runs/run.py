@@ -26,6 +26,7 @@ from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import to_json
 from headwater.pipelines.job import Job, dump_job, load_job
 from headwater.pipelines.output import locked, write_whole, writing
+from headwater.pipelines.runs.checkpoint import CHECKPOINT
 
 RUNS = Path("runs")
 
@@ -40,7 +41,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoint"
+        return self.path / CHECKPOINT
 
     @property
     def scores(self) -> Path:

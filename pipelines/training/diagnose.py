@@ -8,11 +8,11 @@ from torch import Tensor
 from headwater.feature_store.errors import TrainingError
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
-from headwater.models.network import CTRNetwork
+from headwater.models.network import Network
 
 
 def non_finite_loss(
-    network: CTRNetwork, batch: Batch, schema: Schema, *, step: int, epoch: int, world_size: int = 1
+    network: Network, batch: Batch, schema: Schema, *, step: int, epoch: int, world_size: int = 1
 ) -> TrainingError:
     """Return the error that names step, epoch, what is not finite, and the remedy.
 
@@ -59,10 +59,10 @@ def non_finite_loss(
     )
 
 
-def _bad_tables(network: CTRNetwork, batch: Batch) -> list[str]:
+def _bad_tables(network: Network, batch: Batch) -> list[str]:
     names: set[str] = set()
     with torch.no_grad():
-        pooled: dict[str, Tensor] = network.embeddings(batch)
+        pooled = network.embeddings(batch).embeddings
     for layout in network.embeddings.layouts:
         bad_F = (~pooled[layout.name].isfinite()).any(2).any(0)
         tables, dense = iter(layout.tables), iter(layout.dense)

@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps, an evaluation and a checkpoint after each, and the metrics at the end.
+"""The training loop: epochs of steps, an evaluation and a checkpoint after each.
 
-Everything that a later step depends on is in the checkpoint: weights, optimisers, place in the data,
-generators, and the plateau rule.
+Everything that a later step depends on is in the checkpoint: weights, the strategy's state, place in the
+data, generators, and the plateau rule.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from headwater.feature_store.errors import DataError, RunError
 from headwater.feature_store.reader import Reader
 from headwater.models.batch import Batch
 from headwater.models.network import count_parameters, least_rows
-from headwater.models.placement.place import Learner
+from headwater.models.phases import Keep
 from headwater.models.placement.state import whole
-from headwater.models.tables.layout import derive_seed
+from headwater.models.seeds import derive_seed
+from headwater.models.strategy import Check, Strategy
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.evaluation.predict import predict
 from headwater.pipelines.evaluation.scores import measure
 from headwater.pipelines.job import Job
 from headwater.pipelines.loader import Loader
 from headwater.pipelines.ranks import Ranks, gathered, shared
-from headwater.pipelines.runs.checkpoint import Checkpoints
+from headwater.pipelines.runs.checkpoint import CHECKPOINT, Checkpoints
 from headwater.pipelines.runs.run import Run
 from headwater.pipelines.training.diagnose import non_finite_loss
 from headwater.pipelines.training.memory import keep_freed_memory, peak_cuda_mb, peak_rss_mb
@@ -69,7 +70,7 @@ class _Position:
 
 
 class Loop:
-    """One training of one run: `train` carries it to its end, from where `resume` has put it."""
+    """The training of one network by one strategy: `train` ends it, from where `resume` has put it."""
 
     def __init__(
         self,
@@ -77,23 +78,30 @@ class Loop:
         prepared: Prepared,
         data: Mapping[SplitName, ShardSet],
         run: Run,
-        placement: Learner,
-        device: torch.device,
+        strategy: Strategy[Batch],
         ranks: Ranks,
+        *,
+        folder: Path,
+        keep: Keep = "best",
     ) -> None:
+        """Prepare to train; checkpoints go to `folder`, events to the log of `run`."""
         self.job, self.settings, self.prepared, self.run = job, job.train, prepared, run
-        self.placement, self.device, self.ranks = placement, device, ranks
+        self.strategy, self.placement, self.ranks = strategy, strategy.placement, ranks
+        self.device = self.placement.device
         self.data = data
+        self.keep = keep
+        self.record: dict[str, Any] = {}
+        """How training ended, as in metrics.json; filled when it has."""
         self.at = _Position()
         self.plateau = Plateau.of(self.settings)
-        self.checkpoints = Checkpoints(run.checkpoint)
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.pending: tuple[Tensor, Batch, int] | None = None
-        model = placement.network.model
+        self.checkpoints = Checkpoints(folder / CHECKPOINT)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.pending: list[tuple[Tensor, Batch, int]] = []
+        model = self.placement.network.model
         self.least_rows = ranks.world_size * least_rows(model)
         if self.settings.compile:
             model.compile()
-        if device.type == "cpu":
+        if self.device.type == "cpu":
             keep_freed_memory()
         # Only dropout draws from the global generator; each rank drops other units.
         torch.manual_seed(derive_seed(self.settings.seed, "training", str(ranks.rank)))
@@ -101,7 +109,7 @@ class Loop:
     # The loop
 
     def train(self) -> None:
-        """Train until the plateau rule or the number of epochs ends it, and write metrics.json."""
+        """Train until the plateau rule or the number of epochs ends it."""
         self._log(
             "training started",
             step=self.at.step,
@@ -113,11 +121,13 @@ class Loop:
         while self.at.epoch <= self.settings.epochs and not self.plateau.stopped:
             self._train_epoch()
             self._end_epoch()
-        self._finish()
+        self.record = self._record()
+        self._log("training ended", **self.record)
 
     def _train_epoch(self) -> None:
         loader = self._loader("train")
         self.placement.module.train()
+        self.strategy.begin_epoch(self.at.epoch)
         batches = loader.epoch(self.at.epoch - 1, self.at.batch)
         started_s = time.perf_counter()
         with Progress(
@@ -151,38 +161,20 @@ class Loop:
             self._log("batch too small, skipped", step=self.at.step, epoch=self.at.epoch, rows=rows)
             return
         self.at.step += 1
-        self.placement.zero_grad()
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
-        ):
-            logit_B: Tensor = self.placement.module(batch)
-        # Ranks average their gradients, and their parts differ by up to one row: a mean over the
-        # part would weigh rows differently.
-        loss = F.binary_cross_entropy_with_logits(
-            logit_B.float(), batch.label_B, weight=batch.weight_B, reduction="sum"
-        ) * (self.ranks.world_size / rows)
-        total = loss + self.placement.penalty()
-        if self.device.type == "cpu":
-            self._check(total.detach(), batch, self.at.step)
-        total.backward()
-        self.placement.clip_grad(self.settings.clip_norm)
-        self.placement.step()
+        loss = self.strategy.step(batch, rows, self._check_of(batch))
         self.at.rows += len(batch)
-        self.loss_sum.add_(loss.detach(), alpha=rows / self.ranks.world_size)
-        if self.device.type != "cpu":
-            # Looked at one step later, so that the host need not wait for the device.
-            pending, self.pending = self.pending, (total.detach(), batch, self.at.step)
-            if pending is not None:
-                self._check(*pending)
+        self.loss_sum.add_(loss.mean, alpha=rows / self.ranks.world_size)
+        while len(self.pending) > 1:
+            self._check(*self.pending.pop(0))
 
     def _end_epoch(self) -> None:
         """Evaluate, apply the plateau rule, record the epoch, and save."""
-        rates = dict(self.placement.lr)
+        rates = dict(self.strategy.rates)
         train_loss, rows = self._mean_loss()
         valid = self._evaluate()
         improved = self.plateau.update(monitored(valid, self.settings.monitor), self.at.epoch)
         if not improved:
-            self.placement.lr_scale(self.settings.lr_factor, self.settings.min_lr)
+            self.strategy.lr_scale(self.settings.lr_factor, self.settings.min_lr)
         record = {
             "epoch": self.at.epoch,
             "step": self.at.step,
@@ -206,7 +198,7 @@ class Loop:
             history=[*done.history, record],
         )
         self.loss_sum.zero_()
-        self._save(best=improved)
+        self._save(best=improved or self.keep == "last")
 
     def _evaluate(self) -> dict[str, float]:
         if self.ranks.world_size > 1:
@@ -233,11 +225,10 @@ class Loop:
                 )
         return shared(values, self.ranks)
 
-    def _finish(self) -> None:
+    def _record(self) -> dict[str, Any]:
+        """Return how training ended, as in metrics.json."""
         at, best = self.at, self.plateau.best_epoch
-        if not self.ranks.is_first:
-            return
-        training = {
+        return {
             "epochs": len(at.history),
             "best_epoch": best,
             "steps": at.step,
@@ -255,21 +246,16 @@ class Loop:
             "seed": self.settings.seed,
             "world_size": self.ranks.world_size,
         }
-        self._log("training ended", **training)
-        self.run.write(
-            "metrics.json",
-            {
-                "valid": at.history[best - 1]["valid"],
-                "history": at.history,
-                "training": training,
-                "rows_per_second": training["rows_per_second"],
-                "peak_rss_mb": training["peak_rss_mb"],
-                "peak_cuda_mb": training["peak_cuda_mb"],
-                "parameters": training["parameters"],
-                "prepared": str(self.prepared.path.resolve()),
-                "schema_hash": self.prepared.schema.hash,
-            },
-        )
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A record for each epoch, as in metrics.json."""
+        return self.at.history
+
+    @property
+    def kept(self) -> int:
+        """The epoch whose weights count, from 1."""
+        return len(self.at.history) if self.keep == "last" else self.plateau.best_epoch
 
     # Checkpoints
 
@@ -280,7 +266,7 @@ class Loop:
     def _save(self, *, best: bool) -> None:
         """Save everything that the next step depends on; every rank must call it."""
         self.at.loss_sum = float(self.loss_sum)
-        state = whole(self.placement.state_dict())
+        state = whole({"model": self.placement.weights(), **self.strategy.state_dict()})
         generators = gathered(_generators(self.device), self.ranks)
         positions = gathered(asdict(self.at), self.ranks)
         if self.ranks.is_first:
@@ -327,7 +313,8 @@ class Loop:
                 f"{self.run.path}: trained by {len(rest['positions'])} processes, found "
                 f"{self.ranks.world_size}. Start the same number, as batches depend on it."
             )
-        self.placement.load_state_dict({"model": network["weights"], **rest["state"]})
+        self.placement.load_weights(network["weights"])
+        self.strategy.load_state_dict(rest["state"])
         self.plateau = Plateau(**rest["plateau"])
         self.at = _Position(**rest["positions"][self.ranks.rank])
         self.loss_sum.fill_(self.at.loss_sum)
@@ -335,6 +322,21 @@ class Loop:
         self._log("training resumed", step=self.at.step, epoch=self.at.epoch)
 
     # Parts of a step
+
+    def _check_of(self, batch: Batch) -> Check:
+        """Return the check of a step's losses; not on a CPU they are looked at one loss later.
+
+        So the host need not wait for the device.
+        """
+        step = self.at.step
+
+        def check(total: Tensor) -> None:
+            if self.device.type == "cpu":
+                self._check(total, batch, step)
+            else:
+                self.pending.append((total, batch, step))
+
+        return check
 
     def _check(self, loss: Tensor, batch: Batch, step: int) -> None:
         if not math.isfinite(loss.item()):
@@ -348,10 +350,9 @@ class Loop:
             )
 
     def _settle(self) -> None:
-        """Look at the loss that was put off."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            self._check(*pending)
+        """Look at the losses that were put off."""
+        while self.pending:
+            self._check(*self.pending.pop(0))
 
     def _mean_loss(self) -> tuple[float, int]:
         """Return the mean loss of the epoch, and its rows, over all ranks."""

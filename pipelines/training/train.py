@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.feature_store.errors import DataError, RunError
-from headwater.models.network import least_rows
+from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
-from headwater.pipelines.job import Job, require_job
+from headwater.pipelines.job import Job, read_model, require_job
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import find_ranks, shared, start_ranks
 from headwater.pipelines.resolved import resolve
 from headwater.pipelines.runs.run import RUNS, Run, as_run, create_run
-from headwater.pipelines.training.assemble import assemble
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
 from headwater.pipelines.training.settings import check_settings
+from headwater.pipelines.training.stage import Training, run_phases
 
 if TYPE_CHECKING:
     from headwater.feature_store.shards import ShardSet
@@ -68,11 +68,11 @@ def train(
             note(f"{run.path}: training is complete, nothing is left to do")
             return run
     start_ranks(ranks, device)
-    placement = assemble(job, prepared.schema, device)
+    model = draft_model(prepared.schema, *read_model(job.model.type, job.model.settings()))
     data: dict[SplitName, ShardSet] = {
         split: prepared.dataset(split, verify=ranks.local_rank == 0) for split in ("train", "valid")
     }
-    least = ranks.world_size * least_rows(placement.network.model)
+    least = ranks.world_size * least_rows(model)
     if (found := len(data["train"])) < least:
         raise DataError(
             f"{prepared.path / 'train'}: found {found} {'row' if found == 1 else 'rows'}, expected at least "
@@ -84,12 +84,29 @@ def train(
         job = resolve(job)
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
     with run.training() if ranks.is_first else nullcontext():
-        loop = Loop(job, prepared, data, run, placement, device, ranks)
-        if resume:
-            loop.resume()
         try:
-            loop.train()
+            ended = run_phases(Training(job, prepared, data, run, device, ranks), resume=resume)
         except KeyboardInterrupt:
             note(f"stopped; go on with: headwater train --resume {run.path}")
             raise
+        if ranks.is_first:
+            _write_metrics(run, prepared, ended)
     return run
+
+
+def _write_metrics(run: Run, prepared: Prepared, ended: Loop) -> None:
+    training = ended.record
+    run.write(
+        "metrics.json",
+        {
+            "valid": ended.history[ended.kept - 1]["valid"],
+            "history": ended.history,
+            "training": training,
+            "rows_per_second": training["rows_per_second"],
+            "peak_rss_mb": training["peak_rss_mb"],
+            "peak_cuda_mb": training["peak_cuda_mb"],
+            "parameters": training["parameters"],
+            "prepared": str(prepared.path.resolve()),
+            "schema_hash": prepared.schema.hash,
+        },
+    )

@@ -50,10 +50,11 @@ class Clock:
 @flush_denormals()
 def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[str, object]:
     """Run Headwater's loop: `turns` times all batches from memory, then an epoch from the shards."""
+    from headwater.models.placement.place import place
+    from headwater.models.strategy import OneLoss
     from headwater.pipelines.ranks import Ranks
-    from headwater.pipelines.resolved import resolve
+    from headwater.pipelines.resolved import job_network, learn_settings, resolve
     from headwater.pipelines.runs.run import create_run
-    from headwater.pipelines.training.assemble import assemble
     from headwater.pipelines.training.loop import Loop, _Position
 
     job = resolve(make_job(mode))
@@ -62,9 +63,11 @@ def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[s
         "train": prepared.dataset("train"),
         "valid": prepared.dataset("valid"),
     }
-    placement = assemble(job, prepared.schema, torch.device("cpu"))
+    learn = learn_settings(job)
+    placement = place(job_network(job, prepared.schema), torch.device("cpu"), learn)
     run = create_run(job, folder / "runs")
-    loop = Loop(job, prepared, data, run, placement, torch.device("cpu"), Ranks())
+    strategy = OneLoss(placement, learn)
+    loop = Loop(job, prepared, data, run, strategy, Ranks(), folder=run.path)
     placement.module.train()
     batches = read_batches(data["train"])
     for batch in batches[:warmup]:

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from headwater.feature_store.schema import EncodedColumn, Schema
-from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.base import ModelConfig
 from headwater.models.batch import Batch
+from headwater.models.ctr.base import CTRModel
 from headwater.models.network import build_network
-from headwater.models.placement.place import Learner, Rates, place_learner
+from headwater.models.placement.place import place
+from headwater.models.placement.settings import LearnSettings
 from headwater.models.registry import load_model
+from headwater.models.strategy import OneLoss
 
 importlib.import_module("headwater.models._torchrec")  # takes seconds, which no test should count
 
@@ -63,7 +66,7 @@ def _make_batch(schema: Schema, size: int, seed: int = 0, *, missing: float = 0.
     )
 
 
-def _make_placement(
+def _make_strategy(
     model: str | type[CTRModel],
     schema: Schema = MIXED,
     *,
@@ -74,20 +77,21 @@ def _make_placement(
     sparse_l2: float = 0.0,
     dense_lr: float = 1e-3,
     dense_l2: float = 0.0,
-) -> Learner:
+) -> OneLoss:
     model_class = load_model(model) if isinstance(model, str) else model
     network = build_network(schema, model_class, config or model_class.config_class(), mode, seed)
-    rates = Rates(sparse_lr=sparse_lr, sparse_l2=sparse_l2, dense_lr=dense_lr, dense_l2=dense_l2)
-    return place_learner(network, rates, torch.device("cpu"))
+    learn = LearnSettings(
+        sparse_lr=sparse_lr,
+        sparse_l2=sparse_l2,
+        dense_lr=dense_lr,
+        dense_l2=dense_l2,
+        clip_norm=1e9,
+    )
+    return OneLoss(place(network, torch.device("cpu"), learn), learn)
 
 
-def _train_step(placement: Learner, batch: Batch) -> float:
-    placement.zero_grad()
-    logit_B = placement.module(batch)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, batch.label_B)
-    (loss + placement.penalty()).backward()
-    placement.step()
-    return loss.item()
+def _train_step(strategy: OneLoss, batch: Batch) -> float:
+    return strategy.step(batch, len(batch), lambda _: None).mean.item()
 
 
 @pytest.fixture
@@ -112,10 +116,10 @@ def make_batch() -> Callable[..., Batch]:
 
 
 @pytest.fixture
-def make_placement() -> Callable[..., Learner]:
-    return _make_placement
+def make_strategy() -> Callable[..., OneLoss]:
+    return _make_strategy
 
 
 @pytest.fixture
-def train_step() -> Callable[[Learner, Batch], float]:
+def train_step() -> Callable[[OneLoss, Batch], float]:
     return _train_step

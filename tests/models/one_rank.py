@@ -1,4 +1,4 @@
-"""One rank of the runs that test_sharding.py starts: `one_rank.py RANK WORLD_SIZE FOLDER`.
+"""One rank of the runs that test_place.py starts: `one_rank.py RANK WORLD_SIZE FOLDER`.
 
 Trains on its share of each batch and writes what it saw to `FOLDER/<world size>-<sharding>.pt`.
 """
@@ -13,13 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F
 
 from headwater.feature_store.errors import JobError
 from headwater.models.batch import Batch
 from headwater.models.ctr.finalmlp import FinalMLPConfig
 from headwater.models.placement import plan as planning
-from headwater.models.placement.place import Learner
+from headwater.models.strategy import OneLoss
 
 conftest: Any = importlib.import_module("conftest")
 CONFIG = FinalMLPConfig(
@@ -38,8 +37,8 @@ CONFIG = FinalMLPConfig(
 SIZE = 33
 
 
-def new_placement(seed: int = 1, sparse_l2: float = 0.0) -> Learner:
-    return conftest._make_placement(
+def new_strategy(seed: int = 1, sparse_l2: float = 0.0) -> OneLoss:
+    return conftest._make_strategy(
         "finalmlp",
         config=CONFIG,
         mode="fused",
@@ -51,21 +50,15 @@ def new_placement(seed: int = 1, sparse_l2: float = 0.0) -> Learner:
     )
 
 
-def losses(placement: Learner, seeds: range) -> list[float]:
+def losses(strategy: OneLoss, seeds: range) -> list[float]:
     """Train a step a seed on this rank's share of a batch; return the losses of the batches."""
     found: list[float] = []
     for seed in seeds:
         whole = conftest._make_batch(conftest.MIXED, SIZE, seed)
         mine = slice(dist.get_rank(), None, dist.get_world_size())
         batch = Batch(whole.codes_BW[mine], whole.dense_BD[mine], whole.label_B[mine])
-        placement.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(
-            placement.module(batch), batch.label_B, reduction="sum"
-        )
-        # Ranks average their gradients, and their shares differ by a row.
-        (loss * dist.get_world_size() / SIZE + placement.penalty()).backward()
-        placement.step()
-        total = loss.detach().clone()
+        # The sum of the means that ranks are given is that of the batch, as often as there are ranks.
+        total = strategy.step(batch, SIZE, lambda _: None).mean * (SIZE / dist.get_world_size())
         dist.all_reduce(total)
         found.append(total.item() / SIZE)
     return found
@@ -73,42 +66,47 @@ def losses(placement: Learner, seeds: range) -> list[float]:
 
 def run(folder: Path, sharding: str) -> dict[str, Any]:
     planning.BIG_TABLE_BYTES = 0 if sharding == "row_wise" else 2**30
-    placement = new_placement()
-    first = losses(placement, range(4))
-    state = placement.state_dict()
+    strategy = new_strategy()
+    first = losses(strategy, range(4))
+    state = whole_state(strategy)
     dcp.save(state, checkpoint_id=folder / f"{dist.get_world_size()}-{sharding}")
-    tables = placement.network.embeddings.tables()
-    placement.lr_scale(0.5, 0)
-    placement.lr_scale(2.0, 0)
-    then = losses(placement, range(4, 6))
+    tables = strategy.placement.network.embeddings.tables()
+    strategy.lr_scale(0.5, 0)
+    strategy.lr_scale(2.0, 0)
+    then = losses(strategy, range(4, 6))
 
-    resumed = new_placement(seed=2)
-    state = resumed.state_dict()
+    resumed = new_strategy(seed=2)
+    state = whole_state(resumed)
     dcp.load(state, checkpoint_id=folder / f"{dist.get_world_size()}-{sharding}")
+    resumed.placement.load_weights(state["model"])
     resumed.load_state_dict(state)
     return {
         "losses": first + then,
         "losses_resumed": first + losses(resumed, range(4, 6)),
-        "losses_l2": losses(new_placement(sparse_l2=0.1), range(3)),
+        "losses_l2": losses(new_strategy(sparse_l2=0.1), range(3)),
         "tables": {
             f"{slot} {name}": torch.from_numpy(table_ND)
             for slot, columns in tables.items()
             for name, table_ND in columns.items()
         },
-        "weights": dict(placement.network.model.state_dict()),
-        "shardings": shardings(placement),
+        "weights": dict(strategy.placement.network.model.state_dict()),
+        "shardings": shardings(strategy),
         "refusals": {mode: refusal(mode) for mode in ("dense", "lazy")},
     }
 
 
-def shardings(placement: Learner) -> list[str]:
-    module: Any = placement.module
+def whole_state(strategy: OneLoss) -> dict[str, Any]:
+    return {"model": strategy.placement.weights(), **strategy.state_dict()}
+
+
+def shardings(strategy: OneLoss) -> list[str]:
+    module: Any = strategy.placement.module
     return sorted(planning.sharding_types(module.plan))
 
 
 def refusal(mode: str) -> str | None:
     try:
-        conftest._make_placement("fm", mode=mode)
+        conftest._make_strategy("fm", mode=mode)
     except JobError as error:
         return str(error)
     return None

@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.network import count_parameters
-from headwater.models.placement.place import Learner
 from headwater.models.registry import MODELS, load_model
+from headwater.models.strategy import OneLoss
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
 MODES = ["dense", "fused", "lazy"]
@@ -44,12 +44,12 @@ class Trial:
     """What the tests do with a model: place it, make batches for it, train it by a step."""
 
     name: str
-    place: Callable[..., Learner]
+    place: Callable[..., OneLoss]
     make_batch: Callable[..., Batch]
-    step: Callable[[Learner, Batch], float]
+    step: Callable[[OneLoss, Batch], float]
     schema: Schema
 
-    def make(self, schema: Schema | None = None, **options: Any) -> Learner:
+    def make(self, schema: Schema | None = None, **options: Any) -> OneLoss:
         """Return the model placed, on the columns of every kind unless others are given."""
         settings = {**SMALL[self.name], **options.pop("changes", {})}
         config = load_model(self.name).config_class(**settings)
@@ -64,17 +64,17 @@ class Trial:
 def trial(
     name: str,
     mixed: Schema,
-    make_placement: Callable[..., Learner],
+    make_strategy: Callable[..., OneLoss],
     make_batch: Callable[..., Batch],
     train_step: Callable[..., float],
 ) -> Trial:
-    return Trial(name, make_placement, make_batch, train_step, mixed)
+    return Trial(name, make_strategy, make_batch, train_step, mixed)
 
 
-def predict(placement: Learner, batch: Batch) -> torch.Tensor:
-    placement.module.eval()
+def predict(strategy: OneLoss, batch: Batch) -> torch.Tensor:
+    strategy.placement.module.eval()
     with torch.no_grad():
-        return placement.module(batch)
+        return strategy.placement.logit(batch)
 
 
 def rows(batch: Batch, index: Any) -> Batch:
@@ -85,9 +85,9 @@ def rows(batch: Batch, index: Any) -> Batch:
 def test_a_seeded_run_repeats_bit_by_bit(trial: Trial, mode: str) -> None:
     losses: list[list[float]] = []
     for _ in range(2):
-        placement = trial.make(mode=mode)
+        strategy = trial.make(mode=mode)
         torch.manual_seed(3)
-        losses.append([trial.step(placement, trial.batch(16, seed)) for seed in range(4)])
+        losses.append([trial.step(strategy, trial.batch(16, seed)) for seed in range(4)])
     assert losses[0] == losses[1]
 
 
@@ -106,30 +106,33 @@ def test_saving_and_loading_changes_no_logit_and_no_later_step(
     for seed in range(3):
         trial.step(old, trial.batch(16, seed))
     old.lr_scale(0.5, 0)
-    torch.save(old.state_dict(), tmp_path / "state.pt")
-    new.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    saved = {"weights": old.placement.weights(), "rest": old.state_dict()}
+    torch.save(saved, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    new.placement.load_weights(saved["weights"])
+    new.load_state_dict(saved["rest"])
     assert torch.equal(predict(old, batch), predict(new, batch))
     logits: list[torch.Tensor] = []
-    for placement in (old, new):
-        placement.module.train()
+    for strategy in (old, new):
+        strategy.placement.module.train()
         torch.manual_seed(3)
         for seed in range(2):
-            trial.step(placement, trial.batch(16, seed))
-        logits.append(predict(placement, batch))
+            trial.step(strategy, trial.batch(16, seed))
+        logits.append(predict(strategy, batch))
     assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_row_scores_the_same_alone_among_others_and_in_any_order(trial: Trial, mode: str) -> None:
-    placement = trial.make(mode=mode)
+    strategy = trial.make(mode=mode)
     batch = trial.batch(9)
-    logit_B = predict(placement, batch)
+    logit_B = predict(strategy, batch)
     assert logit_B.shape == (9,)
-    alone_B = torch.cat([predict(placement, rows(batch, [i])) for i in range(9)])
+    alone_B = torch.cat([predict(strategy, rows(batch, [i])) for i in range(9)])
     torch.testing.assert_close(alone_B, logit_B, atol=1e-6, rtol=1e-5)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        predict(placement, rows(batch, order)), logit_B[order], atol=1e-6, rtol=1e-5
+        predict(strategy, rows(batch, order)), logit_B[order], atol=1e-6, rtol=1e-5
     )
 
 
@@ -137,9 +140,9 @@ def test_both_modes_give_equal_logits_from_equal_tables(trial: Trial) -> None:
     dense, fused = trial.make(mode="dense"), trial.make(mode="fused")
     batch = trial.batch(16)
     torch.testing.assert_close(predict(dense, batch), predict(fused, batch))
-    assert count_parameters(dense.network) == count_parameters(fused.network)
+    assert count_parameters(dense.placement.network) == count_parameters(fused.placement.network)
     trial.step(fused, batch)
-    source, target = fused.network, dense.network
+    source, target = fused.placement.network, dense.placement.network
     target.embeddings.load(source.embeddings.tables(), source.embeddings.numeric_weights())
     target.model.load_state_dict(source.model.state_dict())
     torch.testing.assert_close(predict(dense, batch), predict(fused, batch))
@@ -147,10 +150,10 @@ def test_both_modes_give_equal_logits_from_equal_tables(trial: Trial) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_row_zero_stays_zero_in_training(trial: Trial, mode: str) -> None:
-    placement = trial.make(mode=mode, sparse_l2=0.01)
+    strategy = trial.make(mode=mode, sparse_l2=0.01)
     for seed in range(2):
-        trial.step(placement, trial.batch(16, seed))
-    for tables in placement.network.embeddings.tables().values():
+        trial.step(strategy, trial.batch(16, seed))
+    for tables in strategy.placement.network.embeddings.tables().values():
         assert not any(table_ND[0].any() for table_ND in tables.values())
 
 
@@ -168,12 +171,12 @@ def test_it_learns_64_rows_by_heart(
     dropout = {key: 0 for key in SMALL[trial.name] if key.startswith("dropout")}
     if trial.name == "finalmlp":
         dropout = {"dropout_1": 0, "dropout_2": 0}
-    placement = trial.make(schema, mode=mode, sparse_lr=0.05, dense_lr=0.005, changes=dropout)
+    strategy = trial.make(schema, mode=mode, sparse_lr=0.05, dense_lr=0.005, changes=dropout)
     for step in range(300):
-        trial.step(placement, batch)
+        trial.step(strategy, batch)
         if step % 25 == 24:
-            logit_B = predict(placement, batch)
-            placement.module.train()
+            logit_B = predict(strategy, batch)
+            strategy.placement.module.train()
             if roc_auc_score(batch.label_B.numpy(), logit_B.numpy()) == 1.0:
                 return
     pytest.fail("AUC stayed below 1")

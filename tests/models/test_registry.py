@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from headwater.feature_store.errors import JobError
-from headwater.models.base import CTRModel, ModelConfig
+from headwater.models.base import ModelConfig
+from headwater.models.ctr.base import CTRModel
 from headwater.models.registry import MODELS, load_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from headwater.feature_store import schema as fs
-from headwater.models.network import CTRNetwork, build_network
+from headwater.models.network import Network, build_network
 from headwater.models.registry import load_model
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.preparing.prepare import Prepared, prepare
@@ -123,7 +123,7 @@ def click_rows() -> pl.DataFrame:
     )
 
 
-MakeNetwork = Callable[..., CTRNetwork]
+MakeNetwork = Callable[..., Network]
 MakeJob = Callable[..., Job]
 
 
@@ -131,7 +131,7 @@ MakeJob = Callable[..., Job]
 def make_network(click_schema: fs.Schema) -> MakeNetwork:
     """Return a function: a model's name, its settings, a schema if another, to a network."""
 
-    def make(model: str, *, schema: fs.Schema = click_schema, **settings: Any) -> CTRNetwork:
+    def make(model: str, *, schema: fs.Schema = click_schema, **settings: Any) -> Network:
         model_class = load_model(model)
         config = model_class.config_class.model_validate(settings)
         network = build_network(schema, model_class, config, "dense", seed=1)
@@ -141,7 +141,7 @@ def make_network(click_schema: fs.Schema) -> MakeNetwork:
     return make
 
 
-def randomise(network: CTRNetwork) -> None:
+def randomise(network: Network) -> None:
     """Overwrite the first weights, under which all scores are nearly equal."""
     random = np.random.default_rng(1)
     tables = network.embeddings.tables()
@@ -197,7 +197,7 @@ def export_clicks(
     def make(
         folder: Path,
         model: str,
-        network: CTRNetwork | None = None,
+        network: Network | None = None,
         *,
         schema: fs.Schema = click_schema,
         settings: Mapping[str, Any] | None = None,

@@ -15,7 +15,7 @@ from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.ctr.dual_mlp import DualMLP, DualMLPConfig
 from headwater.models.ctr.finalmlp import FinalMLP, FinalMLPConfig
-from headwater.models.network import CTRNetwork, build_network, count_parameters
+from headwater.models.network import Network, build_network, count_parameters
 
 SMALL = FinalMLPConfig(
     embedding_dim=4,
@@ -145,7 +145,7 @@ def test_it_has_exactly_the_published_number_of_parameters(
     schema = make_schema(*(make_column(*item) for item in columns.items()))
     with torch.device("meta"):
         model = FinalMLP(FinalMLPConfig(**settings), num_features=len(columns))
-        network = CTRNetwork(schema, model, "dense")
+        network = Network(schema, model, "dense")
     assert sum(weight.numel() for weight in network.parameters()) == published
     assert count_parameters(network) == published
 
@@ -229,7 +229,7 @@ def test_context_tables_are_not_those_of_the_streams(
 ) -> None:
     config = SMALL.model_copy(update={"gate_1_context": ("city",), "gate_2_context": ("price",)})
     network = build_network(mixed, FinalMLP, config, "dense", 0)
-    slots = network.embeddings(make_batch(mixed, 5, missing=0))
+    slots = network.embeddings(make_batch(mixed, 5, missing=0)).embeddings
     assert {name: tuple(emb.shape) for name, emb in slots.items()} == {
         "emb_BFD": (5, 6, 4),
         "gate_1_BCD": (5, 1, 4),

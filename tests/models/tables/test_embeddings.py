@@ -11,8 +11,9 @@ import torch
 
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import EncodedColumn, Schema
-from headwater.models.base import CTRModel, ModelConfig, Slot
+from headwater.models.base import ModelConfig, Slot
 from headwater.models.batch import Batch
+from headwater.models.ctr.base import CTRModel
 from headwater.models.network import build_network
 from headwater.models.tables.embeddings import Embeddings
 from headwater.models.tables.fused import table_name
@@ -46,11 +47,11 @@ class TwoSlots(CTRModel):
 
 
 @pytest.fixture
-def make_embeddings(mixed: Schema, make_placement: Callable[..., Any]) -> Callable[..., Embeddings]:
+def make_embeddings(mixed: Schema, make_strategy: Callable[..., Any]) -> Callable[..., Embeddings]:
     def make(mode: str, schema: Schema = mixed, dim: int = 8, seed: int = 1) -> Embeddings:
         config = ModelConfig(embedding_dim=dim)
-        placement = make_placement(TwoSlots, schema, config=config, mode=mode, seed=seed)
-        return placement.network.embeddings
+        strategy = make_strategy(TwoSlots, schema, config=config, mode=mode, seed=seed)
+        return strategy.placement.network.embeddings
 
     return make
 
@@ -86,7 +87,7 @@ def test_each_slot_holds_its_columns_in_order_pooled_without_padding(
 ) -> None:
     embeddings = make_embeddings(mode)
     batch = make_batch(mixed, 5, missing=missing)
-    slots = embeddings(batch)
+    slots = embeddings(batch).embeddings
     tables, numeric = embeddings.tables(), embeddings.numeric_weights()
     every = [column.name for column in mixed.columns]
     for slot, names in {
@@ -129,16 +130,16 @@ def test_row_zero_stays_zero_while_others_learn(
     mode: str,
     mixed: Schema,
     make_batch: Callable[..., Batch],
-    make_placement: Callable[..., Any],
+    make_strategy: Callable[..., Any],
     train_step: Callable[..., float],
 ) -> None:
-    placement = make_placement(
+    strategy = make_strategy(
         TwoSlots, config=ModelConfig(embedding_dim=8), mode=mode, sparse_l2=0.1
     )
-    before = placement.network.embeddings.tables()
+    before = strategy.placement.network.embeddings.tables()
     for seed in range(3):
-        train_step(placement, make_batch(mixed, 32, seed))
-    for slot, tables in placement.network.embeddings.tables().items():
+        train_step(strategy, make_batch(mixed, 32, seed))
+    for slot, tables in strategy.placement.network.embeddings.tables().items():
         for column, table_ND in tables.items():
             assert (table_ND[0] == 0).all(), (slot, column)
             assert not np.array_equal(table_ND, before[slot][column])
@@ -149,13 +150,13 @@ def test_tables_are_copies(
     mode: str,
     mixed: Schema,
     make_batch: Callable[..., Batch],
-    make_placement: Callable[..., Any],
+    make_strategy: Callable[..., Any],
     train_step: Callable[..., float],
 ) -> None:
-    placement = make_placement(TwoSlots, config=ModelConfig(embedding_dim=4), mode=mode)
-    table_ND = placement.network.embeddings.tables()["emb_BFD"]["city"]
+    strategy = make_strategy(TwoSlots, config=ModelConfig(embedding_dim=4), mode=mode)
+    table_ND = strategy.placement.network.embeddings.tables()["emb_BFD"]["city"]
     kept_ND = table_ND.copy()
-    train_step(placement, make_batch(mixed, 32))
+    train_step(strategy, make_batch(mixed, 32))
     np.testing.assert_array_equal(table_ND, kept_ND)
 
 
@@ -170,8 +171,8 @@ def test_tables_of_one_mode_load_into_the_other(
     old, new = make_embeddings(source, seed=1), make_embeddings(target, seed=2)
     new.load(old.tables(), old.numeric_weights())
     batch = make_batch(mixed, 6)
-    for slot, emb_BFD in old(batch).items():
-        torch.testing.assert_close(new(batch)[slot], emb_BFD, atol=1e-7, rtol=0)
+    for slot, emb_BFD in old(batch).embeddings.items():
+        torch.testing.assert_close(new(batch).embeddings[slot], emb_BFD, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -179,7 +180,7 @@ def test_tables_of_one_mode_load_into_the_other(
 def test_a_schema_may_have_one_kind_of_column(
     mode: str,
     kinds: str,
-    make_placement: Callable[..., Any],
+    make_strategy: Callable[..., Any],
     make_column: Callable[..., EncodedColumn],
     make_schema: Callable[..., Schema],
     make_batch: Callable[..., Batch],
@@ -187,10 +188,10 @@ def test_a_schema_may_have_one_kind_of_column(
 ) -> None:
     cardinality = 5 if kinds == "codes" else 0
     schema = make_schema(make_column("a", cardinality), make_column("b", cardinality))
-    placement = make_placement("deepfm", schema, mode=mode)
+    strategy = make_strategy("deepfm", schema, mode=mode)
     batch = make_batch(schema, 16)
-    assert train_step(placement, batch) > train_step(placement, batch)
-    assert placement.module(batch).shape == (16,)
+    assert train_step(strategy, batch) > train_step(strategy, batch)
+    assert strategy.placement.logit(batch).shape == (16,)
 
 
 def test_batches_of_many_sizes_in_turn_give_the_same_rows(
@@ -198,10 +199,10 @@ def test_batches_of_many_sizes_in_turn_give_the_same_rows(
 ) -> None:
     embeddings = make_embeddings("fused")
     whole = make_batch(mixed, 12)
-    expected_BFD = embeddings(whole)["emb_BFD"]
+    expected_BFD = embeddings(whole).embeddings["emb_BFD"]
     for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1):
         part = Batch(whole.codes_BW[:size], whole.dense_BD[:size], whole.label_B[:size])
-        torch.testing.assert_close(embeddings(part)["emb_BFD"], expected_BFD[:size])
+        torch.testing.assert_close(embeddings(part).embeddings["emb_BFD"], expected_BFD[:size])
 
 
 @pytest.mark.parametrize(("dim", "next_dim"), [(10, 12), (2, 4)])

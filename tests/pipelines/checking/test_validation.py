@@ -265,7 +265,7 @@ def test_first_wrong_value_of_every_column_is_reported() -> None:
 
 
 def test_split_at_dates_is_made_as_the_page_shows_it() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     (example,) = (
         block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "CASE" in block
     )

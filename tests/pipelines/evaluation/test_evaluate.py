@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import RunError, ShardError
 from headwater.models.batch import Batch
-from headwater.models.network import CTRNetwork
+from headwater.models.network import Network
 from headwater.models.placement.place import Placement
 from headwater.pipelines.evaluation import metrics
 from headwater.pipelines.evaluation.evaluate import evaluate
@@ -243,7 +243,7 @@ def test_importance_is_the_drop_of_the_columns_that_decide(click_schema: fs.Sche
 
 
 def test_gates_are_those_of_the_model_and_absent_without(
-    make_network: Callable[..., CTRNetwork], click_schema: fs.Schema
+    make_network: Callable[..., Network], click_schema: fs.Schema
 ) -> None:
     sample = _sample(click_schema, rows=50)
     network = make_network(
@@ -251,7 +251,7 @@ def test_gates_are_those_of_the_model_and_absent_without(
     )
     found = gate_values(network, sample, click_schema)
     with torch.no_grad():
-        gates = cast("Any", network.model).gates(**network.embeddings(sample))
+        gates = cast("Any", network.model).gates(**network.embeddings(sample).embeddings)
     assert len(found) == 2 * len(click_schema.columns)
     assert found[2]["mean"] == pytest.approx(float(gates[0][:, 2].mean()), rel=1e-5)
     assert gate_values(make_network("dnn"), sample, click_schema) == []

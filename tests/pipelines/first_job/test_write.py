@@ -78,13 +78,14 @@ def test_columns_get_the_encoders_that_fit_them() -> None:
         "item_id": "vocabulary",
         "price": "quantiles",
         "bytes_sent": "quantiles",
-        "genres_list": "vocabulary",
+        "genres": "vocabulary",
         "country": "vocabulary",
         "hour": "calendar",
         "weekday": "calendar",
     }
-    assert encoder_of(result, "genres_list")["length"] == 3
-    assert result.derive == {"genres_list": "STRING_TO_ARRAY(genres, '|')"}
+    assert encoder_of(result, "genres")["length"] == 3
+    assert encoder_of(result, "genres")["separator"] == "|"
+    assert result.derive == {}
     assert (result.label, result.user, result.item) == ("clicked", "user_id", "item_id")
 
 
@@ -189,11 +190,12 @@ def test_integer_times_are_known_by_name_and_range(values: list[int], unit: str)
     assert result.time == "timestamp"
 
 
-def test_time_as_text_is_derived() -> None:
+def test_time_as_text_is_read_by_the_encoder() -> None:
     text = pl.col("event_time").dt.strftime("%Y-%m-%d %H:%M:%S+00:00")
     result = guessed(clicks().with_columns(text))
-    assert result.time == "event_time_utc"
-    assert result.derive["event_time_utc"].startswith("STRPTIME(event_time, ")
+    assert result.time == "event_time"
+    assert encoder_of(result, "hour")["column"] == "event_time"
+    assert result.derive == {}
 
 
 def test_rating_becomes_a_label_at_four_fifths_of_its_scale() -> None:

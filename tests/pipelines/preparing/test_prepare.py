@@ -218,8 +218,8 @@ def test_the_way_of_reading_changes_no_byte(monkeypatch: pytest.MonkeyPatch, job
     first = prepare(job, Path("a"))
     for name, rows in (
         ("data.formats.CHUNK_ROWS", 100),
-        ("data.staging.CHUNK_ROWS", 200),
-        ("data.staging.PART_ROWS", 500),
+        ("preparing.staging.CHUNK_ROWS", 200),
+        ("preparing.staging.PART_ROWS", 500),
     ):
         monkeypatch.setattr(f"headwater.pipelines.{name}", rows)
     monkeypatch.setattr("headwater.pipelines.data.delimited.BLOCK_BYTES", 4000)

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from headwater.feature_store import schema as fs
-from headwater.models.network import CTRNetwork
+from headwater.models.network import Network
 from headwater.models.registry import MODELS
 from headwater.pipelines.release import builder
 from headwater.pipelines.release.graph import release_graph, release_layers, slot_tables
@@ -55,7 +55,7 @@ def run_graph(path: Path, arrays: dict[str, Any]) -> np.ndarray:
     return np.asarray(session.run(["prob"], arrays)[0])
 
 
-def graph_of(schema: fs.Schema, network: CTRNetwork) -> builder.ReleaseGraph:
+def graph_of(schema: fs.Schema, network: Network) -> builder.ReleaseGraph:
     slots = slot_tables(network.embeddings)
     return release_graph(schema, slots, release_layers(schema, slots, network.model))
 

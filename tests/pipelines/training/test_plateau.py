@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from headwater.feature_store.schema import Schema
+from headwater.models.placement.place import place
+from headwater.models.strategy import OneLoss
 from headwater.pipelines.job import Job, Train
-from headwater.pipelines.training.assemble import assemble
+from headwater.pipelines.resolved import job_network, learn_settings
 from headwater.pipelines.training.plateau import Plateau, monitored
 
 
@@ -21,14 +23,16 @@ def test_scripted_metrics_drop_the_rates_and_stop_at_the_sixth(
     job = tiny_job(
         {"type": "dnn"}, patience=2, sparse={"mode": mode, "lr": 1e-3}, dense={"lr": 1e-3}
     )
-    placement = assemble(job, click_schema, torch.device("cpu"))
+    learn = learn_settings(job)
+    placement = place(job_network(job, click_schema), torch.device("cpu"), learn)
+    strategy = OneLoss(placement, learn)
     plateau = Plateau.of(job.train)
     sparse, dense, stops = [], [], []
     for epoch, auc in enumerate([0.5, 0.6, 0.59, 0.61, 0.60, 0.60], start=1):
         if not plateau.update(auc, epoch):
-            placement.lr_scale(job.train.lr_factor, job.train.min_lr)
-        sparse.append(placement.lr["sparse"])
-        dense.append(placement.lr["dense"])
+            strategy.lr_scale(job.train.lr_factor, job.train.min_lr)
+        sparse.append(strategy.rates["sparse"])
+        dense.append(strategy.rates["dense"])
         stops.append(plateau.stopped)
     assert sparse == dense == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-6])
     assert stops == [False, False, False, False, False, True]

@@ -32,9 +32,10 @@ from headwater.pipelines.evaluation.evaluate import evaluate
 from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.output import locked
 from headwater.pipelines.prepared import Prepared, SplitName
+from headwater.pipelines.resolved import job_network
 from headwater.pipelines.runs.checkpoint import Checkpoints
 from headwater.pipelines.runs.run import Run, create_run, open_run
-from headwater.pipelines.training import assemble
+from headwater.pipelines.training import stage
 from headwater.pipelines.training.train import train
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
@@ -153,8 +154,8 @@ def test_weights_change_the_loss_and_zero_weights_teach_nothing(
     saved = Checkpoints(run.checkpoint).load("best")
     assert saved is not None
     trained = saved["network"]["weights"]
-    fresh = assemble.assemble(job, prepared.schema, torch.device("cpu"))
-    for name, weight in fresh.state_dict()["model"].items():
+    fresh = job_network(job, prepared.schema)
+    for name, weight in fresh.state_dict().items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.equal(trained[name], weight), name
 
@@ -439,11 +440,11 @@ def spoil_last_byte(file: Path) -> None:
 
 def spoil_after_assembly(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]) -> None:
     """Change weights between assembly and the first step, as divergence would."""
-    real = assemble.assemble
+    real = stage.place
 
     def spoiled(*args: Any) -> Any:
         placement = real(*args)
         spoil(placement)
         return placement
 
-    monkeypatch.setattr(sys.modules["headwater.pipelines.training.train"], "assemble", spoiled)
+    monkeypatch.setattr(stage, "place", spoiled)
