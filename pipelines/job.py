@@ -31,7 +31,7 @@ from headwater.pipelines.job_splits import Split
 
 if TYPE_CHECKING:
     from headwater.models.base import ModelConfig
-from headwater.models.ctr.base import CTRModel
+    from headwater.models.ctr.base import CTRModel
 
 
 def _no_draft(name: str) -> str:
