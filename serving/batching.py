@@ -15,17 +15,18 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
+from headwater.serving import joining
 from headwater.serving.admission import Admission
+from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
-from headwater.serving.scorer import Scorer, Scores
-from headwater.serving.signature import Arrays
+from headwater.serving.tensors import Arrays
 
 log = structlog.get_logger(__name__)
 
 MAX_BATCH_ROWS = 512
 """A batch takes no further request beyond this; more rows gain no speed and delay the first."""
 
-SHARED_ROWS = 128
+FAIR_ROWS = 128
 """From this many rows on, a runner takes only its share of the requests that wait: more rows gain it
 little, and the other runners are about to be free."""
 
@@ -46,7 +47,10 @@ class _Job:
 
 
 class Batcher:
-    """Runner threads behind one queue, which `admission` bounds; all methods are the event loop's."""
+    """Runner threads behind one queue; all methods are the event loop's.
+
+    `admission` bounds the queue, by what it learns here of how long batches take.
+    """
 
     def __init__(self, *, num_runners: int, admission: Admission, metrics: Metrics) -> None:
         self._num_runners = num_runners
@@ -62,21 +66,16 @@ class Batcher:
             runner.start()
 
     async def score(self, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
-        """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored.
-
-        Raises `QueueFullError` where they would wait too long.
-        """
-        work_s = self._admission.admit(scorer.manifest.name, num_rows)
+        """Return the scores of `num_rows` candidates; a cancelled caller's rows are not scored."""
         signature = scorer.signature
-        alone = signature.width(feeds) > JOIN_WIDTH or (
-            num_rows >= ALONE_ROWS and signature.shared(feeds, num_rows)
+        alone = joining.width(signature, feeds) > JOIN_WIDTH or (
+            num_rows >= ALONE_ROWS and joining.has_context_once(signature, feeds, num_rows)
         )
         job = _Job(scorer, feeds, num_rows, alone, self._loop.create_future())
         try:
             self._queue.put(job)
             return await job.answer
         finally:
-            self._admission.finish(num_rows, work_s)
             # A cancelled job stays in the queue until a runner takes it; its tensors need not.
             job.feeds = {}
 
@@ -98,7 +97,7 @@ class Batcher:
     def _take(self, first: _Job) -> tuple[list[_Job], bool]:
         jobs, rows = [first], first.num_rows
         share = (1 + self._queue.qsize()) // self._num_runners
-        while rows < SHARED_ROWS or (rows < MAX_BATCH_ROWS and len(jobs) < share):
+        while rows < FAIR_ROWS or (rows < MAX_BATCH_ROWS and len(jobs) < share):
             try:
                 job = self._queue.get_nowait()
             except Empty:
@@ -121,7 +120,9 @@ class Batcher:
         model = scorer.manifest.name
         taken_s = time.perf_counter()
         try:
-            feeds, num_rows = scorer.signature.join([(f, job.num_rows) for job, f in taken])
+            feeds, num_rows = joining.join(
+                scorer.signature, [(f, job.num_rows) for job, f in taken]
+            )
             start_s = time.perf_counter()
             scores = scorer.run(feeds, num_rows)
             seconds = time.perf_counter() - start_s
@@ -141,7 +142,8 @@ class Batcher:
             start += job.num_rows
         busy_s = time.perf_counter() - taken_s
         self._loop.call_soon_threadsafe(self._answer, answers, model, num_rows, busy_s)
-        self._metrics.batch_scored(model, num_rows, seconds, scorer.signature.count_missing(feeds))
+        num_missing = joining.count_missing(scorer.signature, feeds)
+        self._metrics.batch_scored(model, num_rows, seconds, num_missing)
 
     def _answer(
         self,

@@ -17,15 +17,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import msgspec
 import structlog
+from cyclopts import Parameter
 
 from headwater.feature_store.errors import HeadwaterError, InputError
+from headwater.serving.options import ServeOptions
 
 log = structlog.get_logger(__name__)
 
@@ -35,18 +37,13 @@ HEADER_TIMEOUT_S = 30
 DRAIN_GRACE_S = 5.0
 """An open request ends within its own timeout; a client that does not read its answer gets this more."""
 
+DEFAULTS = ServeOptions()
+
 
 def serve(
     releases_dir: Path,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    runners: int | None = None,
-    keep_versions: int = 2,
-    max_body_bytes: int = 4 * 1024 * 1024,
-    max_wait_ms: float | None = None,
-    max_queue_rows: int = 8192,
-    timeout_s: float = 10.0,
+    options: Annotated[ServeOptions, Parameter(name="*")] = DEFAULTS,
     json: bool = False,
 ) -> None:
     """Serve the releases of a folder over HTTP until SIGTERM or Ctrl-C, which end the process.
@@ -55,99 +52,56 @@ def serve(
     ----------
     releases_dir
         Folder of `<model>/<version>/`; watched, so that a new version is served as soon as it is there.
-    host
-        Address to listen at; 0.0.0.0 for all.
-    port
-        Port to listen at; 0 takes a free one and prints it.
-    runners
-        Threads that score; default: one for each core this process may use.
-    keep_versions
-        Versions of a model that stay loaded, the newest first.
-    max_body_bytes
-        Largest body, as sent and inflated; a larger one gets 413.
-    max_wait_ms
-        A request that would wait longer for a runner, by estimate, gets 429; default: as long as 64
-        requests of the usual size take, between 50 ms and a tenth of --timeout-s.
-    max_queue_rows
-        Rows of one request, and rows in hand beyond which requests get 429: a bound on memory.
-    timeout_s
-        A request that is not answered by then gets 504, or 408 where its body is not there.
+    options
+        Address of the service, and the bounds of what it takes on.
     json
         Print the address as one JSON object.
     """
-    _check(
-        releases_dir,
-        {
-            "--runners": runners,
-            "--keep-versions": keep_versions,
-            "--max-body-bytes": max_body_bytes,
-            "--max-wait-ms": max_wait_ms,
-            "--max-queue-rows": max_queue_rows,
-            "--timeout-s": timeout_s,
-        },
-    )
+    if not releases_dir.is_dir():
+        raise InputError(
+            f"{releases_dir}: expected a folder of releases, <model>/<version>/, found "
+            f"{'a file' if releases_dir.exists() else 'nothing'}; `headwater export` writes one"
+        )
+    options.check()
     # Late: `headwater serve --help` needs none of these.
     import uvloop
 
     _configure_logging()
-    port = _free_port(host, port)
-    uvloop.run(
-        _serve(
-            releases_dir,
-            host=host,
-            port=port,
-            num_runners=runners or len(os.sched_getaffinity(0)),
-            keep_versions=keep_versions,
-            max_body_bytes=max_body_bytes,
-            max_wait_s=None if max_wait_ms is None else max_wait_ms / 1000,
-            max_queue_rows=max_queue_rows,
-            timeout_s=timeout_s,
-            as_json=json,
-        )
-    )
+    port = _free_port(options.host, options.port)
+    uvloop.run(_serve(releases_dir, replace(options, port=port), as_json=json))
     _exit()
 
 
-async def _serve(
-    releases_dir: Path,
-    *,
-    host: str,
-    port: int,
-    num_runners: int,
-    keep_versions: int,
-    max_body_bytes: int,
-    max_wait_s: float | None,
-    max_queue_rows: int,
-    timeout_s: float,
-    as_json: bool,
-) -> None:
+async def _serve(releases_dir: Path, options: ServeOptions, *, as_json: bool) -> None:
     from granian.constants import HTTPModes
     from granian.http import HTTP1Settings
     from granian.server.embed import Server
 
     from headwater.serving.admission import Admission
     from headwater.serving.batching import Batcher
-    from headwater.serving.http import Application
     from headwater.serving.metrics import Metrics
+    from headwater.serving.protocols.http import Application
     from headwater.serving.registry import Registry
     from headwater.serving.service import Service
 
     metrics = Metrics()
-    registry = Registry(releases_dir, keep_versions=keep_versions, metrics=metrics)
+    registry = Registry(releases_dir, keep_versions=options.keep_versions, metrics=metrics)
     admission = Admission(
-        num_runners=num_runners,
-        max_queue_rows=max_queue_rows,
+        num_runners=options.num_runners,
+        max_queue_rows=options.max_queue_rows,
         metrics=metrics,
-        max_wait_s=max_wait_s,
-        timeout_s=timeout_s,
+        max_wait_s=options.max_wait_s,
+        timeout_s=options.timeout_s,
     )
-    batcher = Batcher(num_runners=num_runners, admission=admission, metrics=metrics)
+    batcher = Batcher(num_runners=options.num_runners, admission=admission, metrics=metrics)
     service = Service(registry, admission, batcher, metrics)
-    application = Application(service, max_body_bytes=max_body_bytes, timeout_s=timeout_s)
+    application = Application(
+        service, max_body_bytes=options.max_body_bytes, timeout_s=options.timeout_s
+    )
     server = Server(
         application,
-        host,
-        port,
+        options.host,
+        options.port,
         log_enabled=False,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_S * 1000),
@@ -171,9 +125,9 @@ async def _serve(
     ]
     serving = asyncio.create_task(server.serve())
     try:
-        await _until_listening(host, port, serving)
+        await _until_listening(options.host, options.port, serving)
         _collect_seldom()
-        _announce(releases_dir, host, port, as_json)
+        _announce(releases_dir, options.host, options.port, as_json)
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -181,9 +135,10 @@ async def _serve(
         service.draining = True
         log.info("draining")
         server.stop()
-        done, _ = await asyncio.wait((serving,), timeout=timeout_s + DRAIN_GRACE_S)
+        after_s = options.timeout_s + DRAIN_GRACE_S
+        done, _ = await asyncio.wait((serving,), timeout=after_s)
         if not done:
-            log.warning("drain cut short", after_s=timeout_s + DRAIN_GRACE_S)
+            log.warning("drain cut short", after_s=after_s)
             _exit()
     finally:
         for watcher in watchers:
@@ -216,24 +171,11 @@ def _exit() -> NoReturn:
     os._exit(0)
 
 
-def _check(releases_dir: Path, options: Mapping[str, float | None]) -> None:
-    if not releases_dir.is_dir():
-        raise InputError(
-            f"{releases_dir}: expected a folder of releases, <model>/<version>/, found "
-            f"{'a file' if releases_dir.exists() else 'nothing'}; `headwater export` writes one"
-        )
-    for name, value in options.items():
-        if value is not None and not value > 0:
-            raise InputError(f"{name}: expected more than 0, found {value}")
-
-
 def _free_port(host: str, port: int) -> int:
     """Return the port to listen at; raises `InputError` where the address cannot be had.
 
     granian would share a port that another server listens at, and lose half of the requests to it.
     """
-    if not 0 <= port <= 65535:
-        raise InputError(f"--port: expected 0 to 65535, found {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

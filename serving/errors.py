@@ -2,6 +2,7 @@
 
     InputError
     `- RequestError             400  malformed JSON, wrong type, wrong shape, unknown feature
+       |- KindError             400  a release of a kind that the route cannot ask
        |- UnknownError          404  no such route, model or version
        |- MethodError           405  the route exists, the method does not
        |- SlowRequestError      408  the body did not arrive in time
@@ -26,6 +27,14 @@ class RequestError(InputError):
 
     status = 400
     headers: tuple[tuple[str, str], ...] = ()
+
+
+class KindError(RequestError):
+    """The release is of another kind than the one that is asked; `found` is its own."""
+
+    def __init__(self, name: str, *, found: str, expected: str) -> None:
+        super().__init__(f"model {name!r}: expected the kind {expected!r}, found {found!r}")
+        self.found = found
 
 
 class UnknownError(RequestError):

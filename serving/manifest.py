@@ -1,7 +1,8 @@
 """The manifest of a release: the only contract between training and serving.
 
-A release is `releases/<name>/<version>/` with `model.onnx` (raw features in, `prob` out), perhaps external
-data beside it, and `manifest.json`, written and renamed as one. `docs/release.md` describes the format.
+A release is `releases/<name>/<version>/` with its graphs, perhaps external data and artefacts beside them,
+and `manifest.json`, written and renamed as one. `docs/release.md` describes the format. These structs are
+version 2; `manifest_v1` has what differs in version 1, and `read_manifest` turns it into these.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import msgspec
 from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.schema import Dtype
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
+AGAIN = "export the release again"
+"""The remedy for a release that is damaged."""
+SCORE = "score"
+"""Role of a scorer's graph: raw features in, one number a row out."""
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,9 +34,9 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...] = ()
     """Of the tensor, -1 where it may differ from call to call; by `is_list` when absent."""
     separators: tuple[str, ...] = ()
-    """What the graph divides the text of a string input at, into lists."""
+    """Characters at which the graph divides the text of a string input into lists."""
     missing: int | str | None = None
-    """What stands for a missing value, or entry of a list; None for NaN, which JSON lacks. By `dtype`
+    """Value that stands for a missing one, or entry of a list; None for NaN, which JSON lacks. By `dtype`
     when absent."""
 
     def __post_init__(self) -> None:
@@ -49,10 +54,14 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["float32"] = "float32"
     shape: tuple[int, ...] = (-1,)
     """-1 where it may differ from call to call."""
+    meaning: Literal["prob"] = "prob"
+    """`prob`: a calibrated probability."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Least and largest value that it can have."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
-    """What a raw input became: the summary of an encoded column, without its keys."""
+    """Summary of an encoded column, without its keys."""
 
     name: str
     encoder: str
@@ -62,18 +71,28 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Golden(msgspec.Struct, frozen=True, kw_only=True):
-    """Raw rows with their scores; a release that misses them never becomes ready.
+    """Raw rows with what a graph gave for them; a release that misses it never becomes ready.
 
-    `rows` maps an input to one value a row: null where missing, a list for a list column.
+    `rows` maps an input to one value a row: null where missing, a list for a list column. `outputs` maps an
+    output to one number a row.
     """
 
     rows: dict[str, list[Any]]
-    scores: list[float]
+    outputs: dict[str, list[float]]
     tolerance: float
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`manifest.json`. Unknown fields are ignored, so that older services read newer releases."""
+class Graph(msgspec.Struct, frozen=True, kw_only=True):
+    """An ONNX graph of the release: its file, what it takes in and gives, and the rows that prove it."""
+
+    file: str = MODEL_NAME
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    golden: Golden
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that a manifest has in every version of the format."""
 
     format_version: int
     name: str
@@ -81,8 +100,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     headwater_version: str
     created_ts_ms: int
     model_type: str
-    inputs: tuple[Input, ...]
-    outputs: tuple[Output, ...]
     features: tuple[Feature, ...]
     schema_hash: str
     calibration: dict[str, float]
@@ -96,11 +113,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """First and last event time of the training data, where the job names a time column."""
     files: dict[str, str]
     """Hex SHA-256 of every other file of the release, by name."""
-    golden: Golden
     precision: Literal["float32", "int8"] = "float32"
     """Of the dense layers; embedding tables are float32 in both."""
     derived: dict[str, str] = {}
     """Polars SQL of the inputs that the job derived from other columns, and of those they come from, in
     order: what a caller computes before it asks."""
     csv: dict[str, Any] = {}
-    """How the job's CSV files were written, where that was not as usual: what `headwater score` reads by."""
+    """Format of the job's CSV files, where it is not the usual one; `headwater score` reads by it."""
+
+
+class Manifest(About, frozen=True, kw_only=True):
+    """`manifest.json`. Unknown fields are ignored, so that older services read newer releases."""
+
+    kind: str
+    """Name in the table of `kinds`: it says what the release can do once it is served."""
+    graphs: dict[str, Graph]
+    """By role; a scorer has one, `score`."""
+    artefacts: dict[str, str] = {}
+    """Files that a kind needs beside its graphs, by what they are; a scorer has none."""

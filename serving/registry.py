@@ -1,4 +1,4 @@
-"""Watches the releases folder and keeps the newest versions of each model ready.
+"""The releases folder, watched: the newest versions of each model are kept ready.
 
 A release is `<releases>/<model>/<version>/`. It appears by a rename, so a name that starts with '.' or ends
 in '.tmp' is one that is still being written. A thread of its own looks every half second and loads what is
@@ -17,19 +17,21 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from headwater.feature_store.errors import ReleaseError
-from headwater.serving.errors import NotReadyError, UnknownError, shorten, unknown_name
+from headwater.serving.errors import KindError, NotReadyError, UnknownError, shorten, unknown_name
+from headwater.serving.kinds import Release
 from headwater.serving.metrics import Metrics
-from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer
+from headwater.serving.release import is_version, load_release
 
 log = structlog.get_logger(__name__)
 
 SCAN_EVERY_S = 0.5
 
+R = TypeVar("R", bound=Release)
 Stamp = tuple[int, int, int]
 
 
@@ -37,7 +39,7 @@ Stamp = tuple[int, int, int]
 class Model:
     """The versions of a model that are loaded, newest first, and those that were refused."""
 
-    versions: Mapping[int, Scorer] = field(default_factory=dict)
+    versions: Mapping[int, Release] = field(default_factory=dict)
     refused: frozenset[int] = frozenset()
 
     @property
@@ -58,7 +60,7 @@ class Registry:
         self._unreadable: dict[Path, str] = {}
         self._scanned = False
         self._has_loaded = False
-        self._dropped: list[weakref.ref[Scorer]] = []
+        self._dropped: list[weakref.ref[Release]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="headwater-registry", daemon=True)
 
@@ -80,11 +82,12 @@ class Registry:
         """The models in the folder, by name."""
         return self._models
 
-    def get(self, name: str, version: int | None = None) -> tuple[Model, Scorer]:
-        """Return a model and the scorer of a version, its newest where none is named, of one look.
+    def get(self, name: str, version: int | None, kind: type[R]) -> tuple[Model, R]:
+        """Return a model and its release of a version, its newest where none is named, of one look.
 
         Raises `UnknownError` for a model that is not in the folder or a version that is not loaded,
-        `NotReadyError` where the model has no version that is ready.
+        `NotReadyError` where the model has no version that is ready, `KindError` where the release is none
+        of `kind`.
         """
         models = self._models
         model = models.get(name)
@@ -99,8 +102,8 @@ class Registry:
                 raise NotReadyError(
                     f"model {name!r} has no version that is ready; refused, as the log explains: {refused}"
                 )
-        scorer = model.versions.get(version)
-        if scorer is None:
+        release = model.versions.get(version)
+        if release is None:
             if version in model.refused:
                 raise NotReadyError(
                     f"model {name!r}: version {version} was refused, as the log explains"
@@ -110,7 +113,9 @@ class Registry:
                 f"model {name!r}: version {shorten(str(version), 30)} is not loaded; loaded: {loaded} "
                 f"(the newest {self._keep_versions} are kept)"
             )
-        return model, scorer
+        if not isinstance(release, kind):
+            raise KindError(name, found=release.kind, expected=kind.kind)
+        return model, release
 
     def _watch(self) -> None:
         while not self._stop.is_set():
@@ -138,7 +143,7 @@ class Registry:
 
     def _give_back_memory(self) -> None:
         """Return to the system what a load took for a while, and what a dropped version held."""
-        kept = [scorer for scorer in self._dropped if scorer() is not None]
+        kept = [release for release in self._dropped if release() is not None]
         if self._has_loaded or len(kept) < len(self._dropped):
             self._has_loaded = False
             self._dropped = kept
@@ -147,7 +152,7 @@ class Registry:
     def _update(self, name: str, stamps: dict[int, Stamp]) -> None:
         old = self._models.get(name, Model())
         same = {v for v, stamp in stamps.items() if self._stamps.get((name, v)) == stamp}
-        versions: dict[int, Scorer] = {}
+        versions: dict[int, Release] = {}
         refused: set[int] = set()
         for version in sorted(stamps, reverse=True):
             if len(versions) == self._keep_versions or self._stop.is_set():
@@ -158,13 +163,13 @@ class Registry:
                 refused.add(version)
             else:
                 self._stamps[name, version] = stamps[version]
-                scorer = self._load(name, version)
-                if scorer is None:
+                release = self._load(name, version)
+                if release is None:
                     refused.add(version)
                     continue
-                versions[version] = scorer
+                versions[version] = release
                 # Served before the older ones are looked at.
-                self._publish(name, Model({**old.versions, **versions}, frozenset(refused)))
+                self._exchange(name, Model({**old.versions, **versions}, frozenset(refused)))
         for version in old.versions.keys() - versions.keys():
             self._metrics.release_dropped(name, version)
             self._dropped.append(weakref.ref(old.versions[version]))
@@ -172,9 +177,9 @@ class Registry:
         # A refused version keeps its stamp, so that it is tried again only where it changed.
         for key in [key for key in self._stamps if key[0] == name and key[1] not in stamps]:
             del self._stamps[key]
-        self._publish(name, Model(versions, frozenset(refused)) if stamps else None)
+        self._exchange(name, Model(versions, frozenset(refused)) if stamps else None)
 
-    def _publish(self, name: str, model: Model | None) -> None:
+    def _exchange(self, name: str, model: Model | None) -> None:
         models = dict(self._models)
         before = models.pop(name, Model())
         if model is not None:
@@ -186,14 +191,14 @@ class Registry:
             self._metrics.version_served(name, newest)
             log.info("version served", model=name, version=newest, before=before.newest)
 
-    def _load(self, name: str, version: int) -> Scorer | None:
-        """Return the scorer, or None where the release is refused."""
+    def _load(self, name: str, version: int) -> Release | None:
+        """Return the release, or None where the release is refused."""
         path = self._folder / name / str(version)
         self._has_loaded = True
         start_s = time.perf_counter()
         try:
-            scorer = load_release(path)
-            manifest = scorer.manifest
+            release = load_release(path)
+            manifest = release.manifest
             if (manifest.name, manifest.version) != (name, version):
                 raise ReleaseError(
                     f"{path}: expected the release {name}/{version}, found that of {manifest.name}/"
@@ -213,7 +218,7 @@ class Registry:
         seconds = time.perf_counter() - start_s
         self._metrics.release_loaded(name, version, seconds)
         log.info("release loaded", model=name, version=version, seconds=round(seconds, 3))
-        return scorer
+        return release
 
 
 def _releases(folder: Path) -> tuple[dict[str, dict[int, Stamp]], dict[Path, str]]:
@@ -268,8 +273,3 @@ def _stamp(release: Path) -> Stamp:
 
 def _is_named(path: Path) -> bool:
     return not path.name.startswith(".") and not path.name.endswith(".tmp")
-
-
-def is_version(name: str) -> bool:
-    """Return whether a text is a version: a decimal integer without leading zeros, below 10^18."""
-    return name.isascii() and name.isdigit() and len(name) <= 18 and str(int(name)) == name

@@ -1,40 +1,45 @@
-"""Opens a release folder: nothing becomes ready before its files, graph and golden rows are proven."""
+"""Release folders: found by number, and open only once files, graphs and golden rows are proven."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import TypeVar, overload
 
 import msgspec
-import numpy as np
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.feature_store.files import file_sha256
-from headwater.serving.errors import RequestError
-from headwater.serving.manifest import FORMAT_VERSION, MANIFEST_NAME, MODEL_NAME, Manifest
-from headwater.serving.scorer import Scorer, open_session
-from headwater.serving.signature import columns_to_arrays
+from headwater.serving.kinds import Release, open_kind
+from headwater.serving.manifest import AGAIN, FORMAT_VERSION, MANIFEST_NAME, Manifest
+from headwater.serving.manifest_v1 import VERSION_1, ManifestV1, to_version_2
 
-_AGAIN = "export the release again"
+R = TypeVar("R", bound=Release)
 
 
-def load_release(path: Path) -> Scorer:
-    """Return the scorer of the release at `path`.
+@overload
+def load_release(path: Path) -> Release: ...
+@overload
+def load_release(path: Path, kind: type[R]) -> R: ...
+def load_release(path: Path, kind: type[Release] | None = None) -> Release:
+    """Return the release at `path`, open and proven; of `kind`, where one is asked for.
 
-    Checks the manifest, the SHA-256 of each file, the inputs and output of the graph, and the golden
+    Checks the manifest, the SHA-256 of each file, the inputs and outputs of the graphs, and the golden
     rows. Raises `ReleaseError` that says which of them failed.
     """
     try:
         manifest = read_manifest(path)
+        if kind is not None and manifest.kind != kind.kind:
+            raise ReleaseError(
+                f"{path / MANIFEST_NAME}: kind: expected {kind.kind!r}, found {manifest.kind!r}"
+            )
         _check_files(path, manifest)
-        scorer = _open(path, manifest)
+        return open_kind(path, manifest)
     except OSError as error:
-        raise ReleaseError(f"{path}: cannot be read: {error}; {_AGAIN}") from error
-    _check_golden(path, scorer)
-    return scorer
+        raise ReleaseError(f"{path}: cannot be read: {error}; {AGAIN}") from error
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest of the release at `path`, of a format that this version can read."""
+    """Return the manifest of the release at `path`, whatever version of the format it has."""
     file = path / MANIFEST_NAME
     try:
         data = file.read_bytes()
@@ -43,14 +48,28 @@ def read_manifest(path: Path) -> Manifest:
     try:
         # The format first: a later one may have other fields.
         version = msgspec.json.decode(data, type=_Format).format_version
-        if version != FORMAT_VERSION:
-            raise ReleaseError(
-                f"{file}: format_version: expected {FORMAT_VERSION}, found {version}; "
-                "serve it with the Headwater that wrote it, or export it again"
-            )
-        return msgspec.json.decode(data, type=Manifest)
+        if version == FORMAT_VERSION:
+            return msgspec.json.decode(data, type=Manifest)
+        if version == VERSION_1:
+            return to_version_2(msgspec.json.decode(data, type=ManifestV1))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ReleaseError(f"{file}: {error}; {_AGAIN}") from error
+        raise ReleaseError(f"{file}: {error}; {AGAIN}") from error
+    raise ReleaseError(
+        f"{file}: format_version: expected {VERSION_1} or {FORMAT_VERSION}, found {version}; "
+        "serve it with the Headwater that wrote it, or export it again"
+    )
+
+
+def is_version(name: str) -> bool:
+    """Return whether a text is a version: a decimal integer without leading zeros, below 10^18."""
+    return name.isascii() and name.isdigit() and len(name) <= 18 and str(int(name)) == name
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the versions that a model's folder holds, in any order; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [int(each.name) for each in folder.iterdir() if is_version(each.name)]
 
 
 class _Format(msgspec.Struct):
@@ -58,74 +77,23 @@ class _Format(msgspec.Struct):
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    if MODEL_NAME not in manifest.files:
-        raise ReleaseError(f"{path / MANIFEST_NAME}: files: {MODEL_NAME} is not listed; {_AGAIN}")
+    needed = [graph.file for graph in manifest.graphs.values()]
+    for name in (*needed, *manifest.artefacts.values()):
+        if name not in manifest.files:
+            raise ReleaseError(f"{path / MANIFEST_NAME}: files: {name} is not listed; {AGAIN}")
     for name, expected in manifest.files.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ReleaseError(
-                f"{path / MANIFEST_NAME}: files: {name!r} is outside the release; {_AGAIN}"
+                f"{path / MANIFEST_NAME}: files: {name!r} is outside the release; {AGAIN}"
             )
         try:
             found = file_sha256(path / name)
         except FileNotFoundError:
             raise ReleaseError(
-                f"{path / name}: listed in the manifest, not found; {_AGAIN}"
+                f"{path / name}: listed in the manifest, not found; {AGAIN}"
             ) from None
         if found != expected:
             raise ReleaseError(
                 f"{path / name}: corrupt: expected SHA-256 {expected}, found {found}; "
-                f"copy the file again, or {_AGAIN}"
+                f"copy the file again, or {AGAIN}"
             )
-
-
-def _open(path: Path, manifest: Manifest) -> Scorer:
-    try:
-        session = open_session(path / MODEL_NAME)
-    except Exception as error:
-        # onnxruntime raises its own types, of which not all are public.
-        raise ReleaseError(
-            f"{path / MODEL_NAME}: onnxruntime cannot open it: {error}; {_AGAIN}"
-        ) from error
-    names = [output.name for output in manifest.outputs]
-    if len(names) != 1 or names[0] not in {node.name for node in session.get_outputs()}:
-        raise ReleaseError(
-            f"{path / MANIFEST_NAME}: outputs: expected one output of the graph, found {names}; "
-            f"{_AGAIN}"
-        )
-    scorer = Scorer(session, manifest)
-    expected = {name: f"tensor({t.dtype})" for name, t in scorer.signature.tensors.items()}
-    found = {node.name: node.type for node in session.get_inputs()}
-    if found != expected:
-        differ = sorted(found.items() ^ expected.items())
-        raise ReleaseError(
-            f"{path / MODEL_NAME}: its inputs are not those of the manifest: {differ}; {_AGAIN}"
-        )
-    return scorer
-
-
-def _check_golden(path: Path, scorer: Scorer) -> None:
-    golden = scorer.manifest.golden
-    expected = np.array(golden.scores, np.float64)
-    if not expected.size:
-        raise ReleaseError(f"{path / MANIFEST_NAME}: golden: expected rows, found none; {_AGAIN}")
-    try:
-        found = scorer.score(columns_to_arrays(scorer.manifest.inputs, golden.rows))
-    except RequestError as error:
-        raise ReleaseError(f"{path / MANIFEST_NAME}: golden: {error}; {_AGAIN}") from error
-    except Exception as error:
-        raise ReleaseError(
-            f"{path / MODEL_NAME}: onnxruntime cannot score the golden rows: {error}; {_AGAIN}"
-        ) from error
-    if found.shape != expected.shape:
-        raise ReleaseError(
-            f"{path / MODEL_NAME}: golden rows: expected {expected.size} scores, found "
-            f"{found.size}; {_AGAIN}"
-        )
-    difference = np.abs(found - expected)
-    worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
-    if not difference[worst] <= golden.tolerance:
-        raise ReleaseError(
-            f"{path}: golden row {worst}: expected score {expected[worst]:.9g}, found "
-            f"{found[worst]:.9g}, tolerance {golden.tolerance:g}; the graph does not compute here "
-            "what it did at export: compare the onnxruntime versions, or export again"
-        )

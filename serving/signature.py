@@ -1,4 +1,4 @@
-"""What a release takes in: checks tensors, fills in what is absent, joins requests to a batch.
+"""The inputs that a release takes in: their names, the checks of tensors, and what stands for absent ones.
 
 N candidates: a candidate input has N rows; a context input has N rows, or one for all of them. A list
 input is a pair, padded `[N, L]` and `<name>.length` int64 `[N, 1]`.
@@ -7,34 +7,25 @@ input is a pair, padded `[N, L]` and `<name>.length` int64 `[N, 1]`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from headwater.feature_store.schema import INT64_MIN, Dtype
+from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import Misfit, RequestError, TooLargeError, shorten, unknown_name
 from headwater.serving.manifest import Feature, Input
-from headwater.serving.tensors import MAX_CELLS, MISSING, NUMPY, Array, flat, missing, ragged
-
-Arrays = dict[str, Array]
+from headwater.serving.tensors import (
+    MAX_CELLS,
+    NUMPY,
+    Array,
+    Arrays,
+    flat,
+    missing,
+    ragged,
+)
 
 LENGTH = ".length"
 MAX_RUN_ROWS = 4096
 """Rows of one call of onnxruntime: a bound on the memory of activations; more gains no speed."""
-_MAX_RUNS = 64
-_MISSING_INT = np.int64(INT64_MIN)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Inputs that follow each other in a request and are alike: numbers or strings, of one role."""
-
-    names: tuple[str, ...]
-    dtype: Dtype | None
-    """None for one to be looked at by itself: a list, an unknown name, or one that was there before."""
-    inputs: slice
-    """Their places in the request."""
 
 
 class Signature:
@@ -49,47 +40,13 @@ class Signature:
             if column.is_list:
                 name = column.name + LENGTH
                 self.tensors[name] = Input(name=name, dtype="int64", role=column.role)
-        self._lists = tuple(name for name, column in self.inputs.items() if column.is_list)
-        self._divided = tuple(column for column in self.inputs.values() if column.separators)
-        self._context = tuple(n for n, tensor in self.tensors.items() if tensor.role == "context")
-        self._alike: dict[tuple[Dtype, str], list[str]] = {}
+        self.lists = tuple(name for name, column in self.inputs.items() if column.is_list)
+        self.divided = tuple(column for column in self.inputs.values() if column.separators)
+        self.context = tuple(n for n, tensor in self.tensors.items() if tensor.role == "context")
+        self.alike: dict[tuple[Dtype, str], list[str]] = {}
         for name, column in self.inputs.items():
             if not column.is_list:
-                self._alike.setdefault((column.dtype, column.role), []).append(name)
-        self._runs: dict[tuple[str, ...], tuple[Run, ...]] = {}
-
-    def runs(self, names: tuple[str, ...]) -> tuple[Run, ...]:
-        """Return the runs of inputs that come in this order.
-
-        Those of known names are kept, as most clients ask with the same inputs each time.
-        """
-        runs = self._runs.get(names)
-        if runs is None:
-            runs = self._find_runs(names)
-            if len(names) <= len(self.tensors) and self.tensors.keys() >= set(names):
-                if len(self._runs) >= _MAX_RUNS:
-                    self._runs.clear()
-                self._runs[names] = runs
-        return runs
-
-    def _find_runs(self, names: tuple[str, ...]) -> tuple[Run, ...]:
-        runs: list[Run] = []
-        seen: set[str] = set()
-        kind = None
-        for index, name in enumerate(names):
-            before, column = kind, self.inputs.get(name)
-            kind = None
-            if column is not None and not column.is_list and name not in seen:
-                kind = column.dtype, column.role
-            seen.add(name)
-            if kind is not None and kind == before:
-                last = runs.pop()
-                inputs = slice(last.inputs.start, index + 1)
-                runs.append(Run((*last.names, name), last.dtype, inputs))
-            else:
-                dtype = None if kind is None else kind[0]
-                runs.append(Run((name,), dtype, slice(index, index + 1)))
-        return tuple(runs)
+                self.alike.setdefault((column.dtype, column.role), []).append(name)
 
     def unknown(self, where: str, kind: str, name: str, known: Iterable[str]) -> RequestError:
         """Return the error for a name that is none of `known`; for a computed feature, what to send."""
@@ -138,8 +95,8 @@ class Signature:
         Raises `RequestError` where rows disagree or a length is not within its list, `TooLargeError`
         where a list given once is too long to be repeated.
         """
-        given = len(arrays) == len(self.tensors) and not self._lists
-        for column in self._divided:
+        given = len(arrays) == len(self.tensors) and not self.lists
+        for column in self.divided:
             if column.name in arrays:
                 _check_parts(column, arrays[column.name], num_rows)
         if given and {len(array) for array in arrays.values()} == {num_rows}:
@@ -164,7 +121,7 @@ class Signature:
             elif array.shape[0] != rows:
                 array = repeat(name, array, rows)
             feeds[name] = array
-        for name in self._lists:
+        for name in self.lists:
             self._check_list(name, feeds)
         return feeds
 
@@ -202,52 +159,18 @@ class Signature:
                 f"of {name!r}, found {lengths.min()} to {lengths.max()}"
             )
 
-    def shared(self, feeds: Arrays, num_rows: int) -> bool:
-        """Return whether a context input is given once for several candidates."""
-        return num_rows > 1 and any(feeds[name].shape[0] == 1 for name in self._context)
 
-    def width(self, feeds: Arrays) -> int:
-        """Return the width of the widest list, given as one or as text, 1 without any."""
-        lists = [feeds[name].shape[1] for name in self._lists]
-        return max(
-            [*lists, *(_num_parts(each, feeds[each.name]) for each in self._divided)], default=1
-        )
-
-    def join(self, parts: Sequence[tuple[Arrays, int]]) -> tuple[Arrays, int]:
-        """Return several requests as one: rows in order, a context repeated for its own candidates."""
-        if len(parts) == 1:
-            return parts[0]
-        joined: Arrays = {}
-        for name, tensor in self.tensors.items():
-            arrays = [
-                feeds[name]
-                if feeds[name].shape[0] == rows
-                else np.repeat(feeds[name], rows, axis=0)
-                for feeds, rows in parts
-            ]
-            if tensor.is_list:
-                arrays = _same_width(arrays, tensor)
-            if tensor.dtype == "string" and len({array.dtype.kind for array in arrays}) > 1:
-                arrays = [_texts(array) for array in arrays]
-            joined[name] = np.concatenate(arrays)
-        return joined, sum(rows for _, rows in parts)
-
-    def count_missing(self, feeds: Arrays) -> dict[str, int]:
-        """Return how many values of each input are missing (a list: is empty), where any is."""
-        counts = {name: np.count_nonzero(feeds[name + LENGTH] == 0) for name in self._lists}
-        for (dtype, _), alike in self._alike.items():
-            # One look at all of them together: one at each costs as much as scoring a row.
-            for names in _by_kind(alike, feeds) if dtype == "string" else (alike,):
-                found = _is_missing(np.concatenate([feeds[name] for name in names]), dtype)
-                if found.any():
-                    each = np.count_nonzero(found.reshape(len(names), -1), axis=1)
-                    counts.update(zip(names, each.tolist(), strict=True))
-        return {name: int(count) for name, count in counts.items() if count}
+def as_objects(array: Array) -> Array:
+    """Return strings as objects."""
+    if array.dtype.kind == "O":
+        return array
+    strings = [text.decode() for text in array.ravel().tolist()]
+    return np.array(strings, object).reshape(array.shape)
 
 
-def _num_parts(column: Input, array: Array) -> int:
+def num_parts(column: Input, array: Array) -> int:
     """Return the most parts into which the graph divides a text of a string input."""
-    texts = _texts(array).ravel().tolist()
+    texts = as_objects(array).ravel().tolist()
     most = max((text.count(each) for text in texts for each in column.separators), default=0)
     return most + 1
 
@@ -257,7 +180,7 @@ def _check_parts(column: Input, array: Array, num_rows: int) -> None:
     rows = min(num_rows, MAX_RUN_ROWS)
     # Most texts are short: their length alone says it.
     if array.size and rows * max(map(len, array.ravel().tolist())) > MAX_CELLS:
-        parts = _num_parts(column, array)
+        parts = num_parts(column, array)
         if rows * parts > MAX_CELLS:
             raise TooLargeError(
                 f"input {column.name!r}: a text of {parts} parts beside {rows} rows: expected at most "
@@ -274,44 +197,6 @@ def repeat(name: str, array: Array, num_rows: int) -> Array:
             f"{MAX_CELLS} values in all; send a shorter list, or fewer rows"
         )
     return np.repeat(array, num_rows, axis=0)
-
-
-def _by_kind(names: Sequence[str], feeds: Arrays) -> list[list[str]]:
-    """Return the names of string tensors that hold bytes, and of those that hold objects."""
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(feeds[name].dtype.kind, []).append(name)
-    return list(kinds.values())
-
-
-def _is_missing(values: Array, dtype: Dtype) -> npt.NDArray[np.bool_]:
-    if dtype == "double":
-        # NaN alone differs from itself.
-        return values != values
-    if dtype == "int64":
-        return values == _MISSING_INT
-    if values.dtype.kind == "S":
-        return values.view(np.uint8).reshape(len(values), -1)[:, 0] == 0
-    return values == ""
-
-
-def _texts(array: Array) -> Array:
-    """Return strings as objects."""
-    if array.dtype.kind == "O":
-        return array
-    strings = [text.decode() for text in array.ravel().tolist()]
-    return np.array(strings, object).reshape(array.shape)
-
-
-def _same_width(arrays: list[Array], tensor: Input) -> list[Array]:
-    width = max(array.shape[1] for array in arrays)
-    fill = MISSING[tensor.dtype]
-    return [
-        array
-        if array.shape[1] == width
-        else np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
-        for array in arrays
-    ]
 
 
 def columns_to_arrays(

@@ -79,11 +79,13 @@ def demo(
 
 def rank_request(release: Path, rows: pl.DataFrame) -> dict[str, Any]:
     """Return a ranking request over real rows: the first row's context, and the first candidates."""
+    from headwater.serving.manifest import SCORE
     from headwater.serving.release import read_manifest
 
     manifest: Manifest = read_manifest(release)
-    context = [each.name for each in manifest.inputs if each.role == "context"]
-    candidate = [each.name for each in manifest.inputs if each.role == "candidate"]
+    inputs = manifest.graphs[SCORE].inputs
+    context = [each.name for each in inputs if each.role == "context"]
+    candidate = [each.name for each in inputs if each.role == "candidate"]
     return {
         "model": manifest.name,
         "context": rows.select(context).row(0, named=True),

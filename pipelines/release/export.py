@@ -48,16 +48,19 @@ from headwater.pipelines.rules.release import context_problems, opset_problems
 from headwater.pipelines.runs.run import Run, as_run
 from headwater.pipelines.runs.trained import load_trained
 from headwater.pipelines.scoring.score import frame_to_arrays
+from headwater.serving.kinds.graph import open_session
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import (
     FORMAT_VERSION,
     MODEL_NAME,
+    SCORE,
     Feature,
     Golden,
+    Graph,
     Input,
     Manifest,
     Output,
 )
-from headwater.serving.scorer import Scorer, open_session
 
 
 def export(
@@ -185,16 +188,21 @@ def export_network(
         )
         note(parity.text())
         golden = pl.concat([golden, made])
-        scores = scorer.score(frame_to_arrays(golden, manifest.inputs))
+        scores = scorer.score(frame_to_arrays(golden, scorer.graph.inputs))
         manifest = msgspec.structs.replace(
             manifest,
             parity=parity.values() | cost,
             files={path.name: file_sha256(path) for path in files},
-            golden=Golden(
-                rows=golden.to_dict(as_series=False),
-                scores=scores.tolist(),
-                tolerance=tolerance,
-            ),
+            graphs={
+                SCORE: msgspec.structs.replace(
+                    scorer.graph,
+                    golden=Golden(
+                        rows=golden.to_dict(as_series=False),
+                        outputs={OUTPUT: scores.tolist()},
+                        tolerance=tolerance,
+                    ),
+                )
+            },
         )
         return publish(part, folder, manifest)
 
@@ -253,8 +261,14 @@ def _describe(
         precision=job.export.precision,
         derived=derived(job.data.derive, [column.name for column in schema.raw]),
         csv=job.data.csv.model_dump(mode="json", exclude_defaults=True),
-        inputs=inputs,
-        outputs=(Output(name=OUTPUT),),
+        kind=Scorer.kind,
+        graphs={
+            SCORE: Graph(
+                inputs=inputs,
+                outputs=(Output(name=OUTPUT),),
+                golden=Golden(rows={}, outputs={}, tolerance=job.export.tolerance),
+            )
+        },
         features=features,
         schema_hash=schema.hash,
         calibration={"negative_rate": job.data.negative_rate},
@@ -265,5 +279,4 @@ def _describe(
         parity={},
         time_range_ms=time_range_ms,
         files={},
-        golden=Golden(rows={}, scores=[], tolerance=job.export.tolerance),
     )

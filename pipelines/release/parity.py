@@ -26,8 +26,8 @@ from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.pipelines.evaluation.metrics import auc
 from headwater.pipelines.scoring.score import frame_to_arrays
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import Input
-from headwater.serving.scorer import Scorer
 
 LATENCY_ROWS = (1, 32, 512)
 LATENCY_RUNS = 21
@@ -125,7 +125,7 @@ def check(
     """
     if setting != "tolerance" and (columns := differing_columns(schema, rows)):
         raise ParityError(_fault_of_encoders(columns))
-    arrays = frame_to_arrays(rows, scorer.manifest.inputs)
+    arrays = frame_to_arrays(rows, scorer.graph.inputs)
     found = scorer.score(arrays)
     difference = np.abs(found - expected)
     worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
@@ -185,11 +185,11 @@ def _cause(schema: Schema, row: pl.DataFrame, setting: str) -> str:
 
 def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float, setting: str) -> None:
     """Compare one context for many candidates with the same context repeated for each."""
-    roles = {column.role for column in scorer.manifest.inputs}
+    roles = {column.role for column in scorer.graph.inputs}
     if roles != {"context", "candidate"}:
         return
-    context = [column for column in scorer.manifest.inputs if column.role == "context"]
-    candidate = [column for column in scorer.manifest.inputs if column.role == "candidate"]
+    context = [column for column in scorer.graph.inputs if column.role == "context"]
+    candidate = [column for column in scorer.graph.inputs if column.role == "candidate"]
     candidates = frame_to_arrays(rows.head(SHARED_ROWS), candidate)
     num = min(SHARED_ROWS, len(rows))
     once = scorer.score(candidates | frame_to_arrays(rows[:1], context))
@@ -206,7 +206,7 @@ def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float, setting:
 def _latency_ms(scorer: Scorer, rows: pl.DataFrame, count: int) -> float:
     """Return the median time of scoring `count` rows whose tensors are ready."""
     some: Sequence[int] = [position % len(rows) for position in range(count)]
-    feeds = scorer.signature.complete(frame_to_arrays(rows[some], scorer.manifest.inputs), count)
+    feeds = scorer.signature.complete(frame_to_arrays(rows[some], scorer.graph.inputs), count)
     times: list[float] = []
     for _ in range(LATENCY_RUNS):
         start_s = time.perf_counter()

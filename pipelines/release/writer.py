@@ -8,9 +8,8 @@ import msgspec
 
 from headwater.feature_store.errors import OutputError
 from headwater.pipelines.output import locked, rename_new, sync_tree, write_whole, writing
-from headwater.pipelines.scoring.score import versions
 from headwater.serving.manifest import MANIFEST_NAME, Manifest
-from headwater.serving.release import load_release
+from headwater.serving.release import load_release, versions
 
 LAST_NAME = ".last-version"
 """File of a model's folder with the last version that was given; services pass over dotted names."""

@@ -28,11 +28,11 @@ from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.table import Chunk, Table
 from headwater.pipelines.job import read_csv_format
 from headwater.pipelines.output import whole_file
-from headwater.serving.manifest import MANIFEST_NAME, Input, Manifest
-from headwater.serving.release import load_release
-from headwater.serving.scorer import require_finite
-from headwater.serving.signature import LENGTH, Arrays
-from headwater.serving.tensors import MISSING, NUMPY
+from headwater.serving.kinds.scorer import Scorer, require_finite
+from headwater.serving.manifest import MANIFEST_NAME, Input
+from headwater.serving.release import load_release, versions
+from headwater.serving.signature import LENGTH
+from headwater.serving.tensors import MISSING, NUMPY, Arrays
 
 BATCH_ROWS = 65_536
 
@@ -68,11 +68,11 @@ def score(
     if checked(batch_rows, int, "score: batch_rows", "a number of rows") < 1:
         raise refused(batch_rows, "score: batch_rows", "at least 1")
     start_s = time.perf_counter()
-    scorer = load_release(release_folder(release))
+    scorer = load_release(release_folder(release), Scorer)
     manifest = scorer.manifest
     table = Table(find_files(str(source), read_csv_format(manifest.csv if csv is None else csv)))
-    inputs = _Inputs(manifest, table)
-    output = manifest.outputs[0].name
+    inputs = _Inputs(scorer, table)
+    output = scorer.output.name
     names = table.names()
     if output in names:
         raise DataError(
@@ -97,7 +97,7 @@ def score(
             frame = inputs.of(chunk)
             for start in range(0, len(frame), batch_rows):
                 batch = slice(start, start + batch_rows)
-                arrays = frame_to_arrays(frame[batch], manifest.inputs)
+                arrays = frame_to_arrays(frame[batch], scorer.graph.inputs)
                 scores = scorer.score(arrays)
                 first_row = chunk.first_row + start
                 require_finite(scores, arrays, where=f"{path}, ", first_row=first_row)
@@ -118,24 +118,24 @@ class _Inputs:
     Raises DataError for a column that is absent.
     """
 
-    def __init__(self, manifest: Manifest, table: Table) -> None:
+    def __init__(self, scorer: Scorer, table: Table) -> None:
         self._raw = {
             each.name: RawColumn(name=each.name, dtype=each.dtype, is_list=each.is_list)
-            for each in manifest.inputs
+            for each in scorer.graph.inputs
         }
         self.dtypes: dict[str, Dtype] = {name: raw.dtype for name, raw in self._raw.items()}
         self._table = table
         names = self._names = table.names()
         needed = dict.fromkeys(self._raw, "The release takes it in.")
         derive: dict[str, str] = {}
-        for name, text in reversed(list(manifest.derived.items())):
+        for name, text in reversed(list(scorer.manifest.derived.items())):
             # Derived from itself, a column of the file is what it was before.
             is_given = name in names and name not in expressions.reads(text, [name], "")
             if name in needed and not is_given:
                 derive[name] = text
                 del needed[name]
                 reason = f"The release takes in {name!r}, which the job derives by {text!r}."
-                readable = {*names, *manifest.derived}
+                readable = {*names, *scorer.manifest.derived}
                 needed |= dict.fromkeys(expressions.reads(text, readable, ""), reason)
         self._derive = dict(reversed(list(derive.items())))
         table.require(needed)
@@ -210,14 +210,6 @@ def release_folder(path: Path) -> Path:
             f"releases; found {'neither' if path.is_dir() else 'no such folder'}."
         )
     return path / str(max(found))
-
-
-def versions(folder: Path) -> list[int]:
-    """Return the version numbers that a model's folder holds, in any order."""
-    if not folder.is_dir():
-        return []
-    names = (each.name for each in folder.iterdir())
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 @contextmanager

@@ -37,8 +37,8 @@ from load import Body, Wrk, feeds, infer_body, post, running
 from measure import Spread, interleave, machine, ratios, table, write_figures
 from releases import make_release, rows
 
+from headwater.serving.kinds.graph import open_session
 from headwater.serving.manifest import MODEL_NAME
-from headwater.serving.scorer import open_session
 
 CONTEXT = tuple(f"f{index:02}" for index in range(20))
 CANDIDATES = (100, 500)

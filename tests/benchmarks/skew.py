@@ -46,7 +46,7 @@ from headwater.pipelines.preparing.staging import Source
 from headwater.pipelines.release.parity import encoded, torch_scores
 from headwater.pipelines.runs.trained import load_trained
 from headwater.pipelines.scoring.score import frame_to_arrays
-from headwater.serving.manifest import Input
+from headwater.serving.manifest import SCORE, Input
 from headwater.serving.release import read_manifest
 
 HEADWATER = Path(sys.executable).with_name("headwater")
@@ -114,9 +114,10 @@ def compare(job: Job, folder: Path, num_rows: int) -> list[tuple[str, int, float
         ("`headwater score` and torch", *worst(offline, by_torch), job.export.tolerance),
     ]
     manifest = read_manifest(release)
-    sent = wire_rows(rows, manifest.inputs)
+    inputs = manifest.graphs[SCORE].inputs
+    sent = wire_rows(rows, inputs)
     with serving(folder / "releases") as ask:
-        for what, path, requests, make in ways(manifest.name, sent, manifest.inputs):
+        for what, path, requests, make in ways(manifest.name, sent, inputs):
             scores = np.full(rows.height, np.nan)
             for places in requests:
                 scores[places] = read_scores(*ask(path, make(places)))

@@ -102,8 +102,9 @@ def test_first_job_of_the_readme_runs_as_written(
             assert status == 200, answer
             assert (answer["model"], len(answer["scores"])) == ("clicks", 2)
             manifest = json.loads(Path("releases/clicks/1/manifest.json").read_bytes())
+            graph = manifest["graphs"]["score"]
             for role, given in (("context", body["context"]), ("candidate", body["candidates"][0])):
-                taken = {each["name"] for each in manifest["inputs"] if each["role"] == role}
+                taken = {each["name"] for each in graph["inputs"] if each["role"] == role}
                 assert given.keys() == taken
         else:
             continue

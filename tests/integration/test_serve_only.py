@@ -83,7 +83,7 @@ def test_serves_a_release_and_imports_nothing_of_training(
     tmp_path: Path,
 ) -> None:
     release = made("finalmlp-fused").release
-    golden = json.loads((release / "manifest.json").read_text())["golden"]
+    golden = json.loads((release / "manifest.json").read_text())["graphs"]["score"]["golden"]
     names, columns = golden["rows"].keys(), golden["rows"].values()
     rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     # The interpreter itself tells what it imports, whoever asks for it and whenever.
@@ -94,9 +94,9 @@ def test_serves_a_release_and_imports_nothing_of_training(
         status, answer = ask(f"{url}/v1/rank", {"model": "finalmlp-fused", "candidates": rows})
         assert status == 200, answer
         assert ask(f"{url}/openapi.json")[0] == 200
-    np.testing.assert_allclose(answer["scores"], golden["scores"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answer["scores"], golden["outputs"]["prob"], rtol=0, atol=1e-6)
     modules = set(re.findall(r"^import time:.*\|\s*([\w.]+)$", log.read_text(), re.MULTILINE))
-    assert {"headwater.serving.rank", "onnxruntime", "granian", "msgspec"} <= modules
+    assert {"headwater.serving.protocols.rank", "onnxruntime", "granian", "msgspec"} <= modules
     assert modules.isdisjoint(TRAINING)
     ours = {name for name in modules if name.startswith("headwater.")}
     assert {name for name in ours if name.startswith("headwater.feature_store.")} <= {

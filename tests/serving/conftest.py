@@ -23,17 +23,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from headwater.feature_store.schema import INT64_MIN
+from headwater.serving.kinds.graph import open_session
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MODEL_NAME,
+    SCORE,
     Feature,
     Golden,
+    Graph,
     Input,
     Manifest,
     Output,
 )
-from headwater.serving.scorer import Scorer, open_session
 from headwater.serving.signature import columns_to_arrays
 
 INPUTS = (
@@ -168,7 +171,7 @@ def _offline(release: Path, rows: dict[str, list[Any]]) -> np.ndarray[Any, Any]:
     """Return the scores of raw columns as `headwater score` computes them."""
     manifest = msgspec.json.decode((release / MANIFEST_NAME).read_bytes(), type=Manifest)
     scorer = Scorer(open_session(release / MODEL_NAME), manifest)
-    return scorer.score(columns_to_arrays(manifest.inputs, rows))
+    return scorer.score(columns_to_arrays(scorer.graph.inputs, rows))
 
 
 def _write_release(folder: Path, name: str, version: int, **changes: Any) -> Path:
@@ -188,8 +191,14 @@ def _write_release(folder: Path, name: str, version: int, **changes: Any) -> Pat
         headwater_version="0.1.0",
         created_ts_ms=1_700_000_000_000,
         model_type="test",
-        inputs=INPUTS,
-        outputs=(Output(name="prob"),),
+        kind="scorer",
+        graphs={
+            SCORE: Graph(
+                inputs=INPUTS,
+                outputs=(Output(name="prob"),),
+                golden=Golden(rows={}, outputs={}, tolerance=1e-6),
+            )
+        },
         features=FEATURES,
         schema_hash="0" * 64,
         calibration={},
@@ -197,13 +206,13 @@ def _write_release(folder: Path, name: str, version: int, **changes: Any) -> Pat
         parity={},
         time_range_ms=None,
         files={MODEL_NAME: hashlib.sha256(model).hexdigest()},
-        golden=Golden(rows={}, scores=[], tolerance=1e-6),
     )
     scorer = Scorer(open_session(draft / MODEL_NAME), manifest)
     rows = _make_rows(16)
     scores = scorer.score(columns_to_arrays(INPUTS, rows)).tolist()
-    golden = Golden(rows=rows, scores=scores, tolerance=1e-6)
-    manifest = msgspec.structs.replace(manifest, **{"golden": golden, **changes})
+    golden = Golden(rows=rows, outputs={"prob": scores}, tolerance=1e-6)
+    graph = msgspec.structs.replace(scorer.graph, golden=golden)
+    manifest = msgspec.structs.replace(manifest, graphs={SCORE: graph}, **changes)
     (draft / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
     draft.rename(final)
     return final
@@ -360,10 +369,11 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
     def start(releases: Path, *, ready: bool = True, **options: Any) -> Server:
         log = tmp_path_factory.mktemp("serve") / "log.jsonl"
-        arguments = {"port": 0, "json": True, "runners": 2, **options}
+        arguments = {"port": 0, "runners": 2, **options}
         code = (
             "from pathlib import Path; from headwater.serving.command import serve; "
-            f"serve(Path({str(releases)!r}), **{arguments!r})"
+            "from headwater.serving.options import ServeOptions; "
+            f"serve(Path({str(releases)!r}), options=ServeOptions(**{arguments!r}), json=True)"
         )
         with log.open("w") as stream:
             process = subprocess.Popen(

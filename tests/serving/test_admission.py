@@ -43,7 +43,7 @@ class _Service:
         for index in range(len(at_s)):
             self._until(at_s[index], took_s)
             try:
-                self.admission.check()
+                self.admission.turn()
                 seconds = self.admission.admit("model", int(rows[index]))
             except QueueFullError:
                 continue
@@ -94,7 +94,7 @@ def _admission(clock: _Clock, **options: Any) -> Admission:
 
 def _refuses(admission: Admission) -> bool:
     try:
-        admission.check()
+        admission.turn()
     except QueueFullError:
         return True
     return False
@@ -147,7 +147,7 @@ def test_clients_that_wait_for_their_answers_are_not_refused() -> None:
         clock.now_s += 0.0041
         admission.finish(100, held.pop(0))
         admission.scored("model", 100, 0.004)
-        admission.check()
+        admission.turn()
         held.append(admission.admit("model", 100))
 
 
@@ -160,7 +160,7 @@ def test_wrong_estimates_do_not_make_waiting_clients_an_overload(error: float) -
     for _ in range(1000):
         clock.now_s += 0.004
         admission.finish(100, held.pop(0))
-        admission.check()
+        admission.turn()
         held.append(admission.admit("model", 100))
 
 
@@ -214,11 +214,11 @@ def test_one_pause_is_no_trend() -> None:
 def test_rows_are_bounded_whatever_the_model_takes() -> None:
     admission = _admission(_Clock(), max_queue_rows=100)
     with pytest.raises(TooLargeError, match="101 rows: expected at most 100"):
-        admission.check_size(101)
+        admission.turn().check_size(101)
     admission.admit("new", 99)
     admission.admit("new", 100)
     with pytest.raises(QueueFullError, match="199 rows wait already, at most 100 may"):
-        admission.check()
+        admission.turn()
 
 
 def test_event_loop_that_is_late_counts_as_wait_where_many_requests_are_open() -> None:
@@ -237,7 +237,7 @@ def test_event_loop_that_is_late_counts_as_wait_where_many_requests_are_open() -
             await asyncio.sleep(0)
         assert admission.wait_s > 0.05
         with pytest.raises(QueueFullError, match="would wait for"):
-            admission.check()
+            admission.turn()
         # For a lone client, it is the machine that is busy with other things.
         num_open = 1
         assert admission.wait_s == 0

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headwater.serving import joining
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.errors import QueueFullError
+from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer, Scores
-from headwater.serving.signature import Arrays, columns_to_arrays
+from headwater.serving.signature import columns_to_arrays
+from headwater.serving.tensors import Arrays
 
 
 class _Gate(Scorer):
@@ -44,7 +46,7 @@ class _Gate(Scorer):
 
 @pytest.fixture(scope="module")
 def scorers(shop: Path) -> tuple[Scorer, Scorer]:
-    return load_release(shop / "shop" / "1"), load_release(shop / "shop" / "2")
+    return load_release(shop / "shop" / "1", Scorer), load_release(shop / "shop" / "2", Scorer)
 
 
 def _batcher(max_queue_rows: int) -> Batcher:
@@ -57,9 +59,16 @@ def _batcher(max_queue_rows: int) -> Batcher:
 
 
 def _feeds(scorer: Scorer, columns: dict[str, list[Any]]) -> tuple[Arrays, int]:
-    arrays = columns_to_arrays(scorer.manifest.inputs, columns)
+    arrays = columns_to_arrays(scorer.graph.inputs, columns)
     num_rows = scorer.signature.num_rows(arrays)
     return scorer.signature.complete(arrays, num_rows), num_rows
+
+
+async def _score(batcher: Batcher, scorer: Scorer, feeds: Arrays, num_rows: int) -> Scores:
+    """Return the scores of a request in its turn."""
+    with batcher._admission.turn() as turn:
+        turn.take("shop", num_rows)
+        return await batcher.score(scorer, feeds, num_rows)
 
 
 def _once(feeds: Arrays) -> Arrays:
@@ -124,15 +133,15 @@ def test_cancelled_request_is_not_scored_and_frees_its_place(
         gate = _Gate(scorers[0])
         batcher = _batcher(10)
         one, nine = _feeds(gate, make_rows(1)), _feeds(gate, make_rows(9))
-        blocker = asyncio.create_task(batcher.score(gate, *one))
+        blocker = asyncio.create_task(_score(batcher, gate, *one))
         await gate.entered.wait()
-        dropped = asyncio.create_task(batcher.score(gate, *nine))
+        dropped = asyncio.create_task(_score(batcher, gate, *nine))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError, match="10 rows wait already, at most 10 may"):
-            await batcher.score(gate, *one)
+            await _score(batcher, gate, *one)
         dropped.cancel()
         await asyncio.sleep(0)
-        kept = asyncio.create_task(batcher.score(gate, *one))
+        kept = asyncio.create_task(_score(batcher, gate, *one))
         await asyncio.sleep(0)
         gate.release.set()
         await asyncio.gather(blocker, kept)
@@ -198,7 +207,7 @@ def test_request_that_cannot_be_scored_fails_alone(
 def test_lists_of_different_widths_share_a_batch(scorers: tuple[Scorer, Scorer]) -> None:
     scorer = scorers[0]
     parts = [_feeds(scorer, {"tags": [["new"] * width], "item": [width]}) for width in (0, 1, 5)]
-    feeds, num_rows = scorer.signature.join(parts)
+    feeds, num_rows = joining.join(scorer.signature, parts)
     assert feeds["tags"].shape == (3, 5)
     alone = np.concatenate([scorer.run(*part) for part in parts])
     np.testing.assert_allclose(scorer.run(feeds, num_rows), alone, atol=1e-7)

@@ -14,10 +14,11 @@ from typing import Any
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
 from headwater.serving.errors import QueueFullError
+from headwater.serving.kinds.scorer import Scorer, Scores
 from headwater.serving.metrics import Metrics
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer, Scores
-from headwater.serving.signature import Arrays, columns_to_arrays
+from headwater.serving.signature import columns_to_arrays
+from headwater.serving.tensors import Arrays
 
 RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}]}).encode()
 LARGE = {"model": "shop", "candidates": {"item": list(range(4000))}}
@@ -40,10 +41,10 @@ def test_at_twice_the_capacity_half_is_refused_and_nothing_waits_long(
     shop: Path, make_rows: Callable[..., Any]
 ) -> None:
     async def go() -> None:
-        scorer = _Slow(load_release(shop / "shop" / "1"))
+        scorer = _Slow(load_release(shop / "shop" / "1", Scorer))
         admission = Admission(num_runners=1, max_queue_rows=8192, metrics=Metrics(), max_wait_s=0.1)
         batcher = Batcher(num_runners=1, admission=admission, metrics=Metrics())
-        arrays = columns_to_arrays(scorer.manifest.inputs, make_rows(10))
+        arrays = columns_to_arrays(scorer.graph.inputs, make_rows(10))
         feeds = scorer.signature.complete(arrays, 10)
         took_s: list[float] = []
         num_refused = 0
@@ -52,7 +53,9 @@ def test_at_twice_the_capacity_half_is_refused_and_nothing_waits_long(
             nonlocal num_refused
             start_s = time.monotonic()
             try:
-                scores = await batcher.score(scorer, feeds, 10)
+                with admission.turn() as turn:
+                    turn.take("shop", 10)
+                    scores = await batcher.score(scorer, feeds, 10)
             except QueueFullError:
                 num_refused += 1
                 # At once: within one step of the loop.

@@ -6,28 +6,33 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
 
+from headwater.feature_store.errors import ReleaseError
 from headwater.serving import registry as registry_module
 from headwater.serving.admission import Admission
 from headwater.serving.batching import Batcher
-from headwater.serving.messages import ModelMetadata
+from headwater.serving.errors import KindError
+from headwater.serving.kinds import KINDS
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.manifest import Manifest
 from headwater.serving.metrics import Metrics
-from headwater.serving.oip import model_metadata
-from headwater.serving.registry import Model, Registry
-from headwater.serving.routes import Request
-from headwater.serving.scorer import Scorer
+from headwater.serving.protocols.oip import model_metadata
+from headwater.serving.protocols.oip_messages import ModelMetadata
+from headwater.serving.protocols.routes import Request
+from headwater.serving.registry import Model, R, Registry
+from headwater.serving.release import load_release
 from headwater.serving.service import Service
 
 
 class _Vanishing(Registry):
     """Releases that are gone right after a handler has found one."""
 
-    def get(self, name: str, version: int | None = None) -> tuple[Model, Scorer]:
-        found = super().get(name, version)
+    def get(self, name: str, version: int | None, kind: type[R]) -> tuple[Model, R]:
+        found = super().get(name, version, kind)
         shutil.rmtree(self._folder / name)
         self.scan()
         assert not self.is_ready()
@@ -77,7 +82,7 @@ def test_a_dropped_version_gives_its_memory_back(
     registry.scan()
     registry.scan()
     assert len(trimmed) == 1
-    held = registry.get("shop")[1]
+    held = registry.get("shop", None, Scorer)[1]
     write_release(tmp_path, "shop", 2)
     registry.scan()
     registry.scan()
@@ -91,3 +96,29 @@ def test_a_dropped_version_gives_its_memory_back(
 
 def test_trimming_can_be_called() -> None:
     registry_module.trim()
+
+
+class _Oracle:
+    """A kind that no route asks for."""
+
+    kind: ClassVar[str] = "oracle"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+
+def test_release_of_another_kind_is_refused_by_name(
+    tmp_path: Path, write_release: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        cast("dict[str, Any]", KINDS), "oracle", lambda _, manifest: _Oracle(manifest)
+    )
+    path = write_release(tmp_path, "shop", 1, kind="oracle")
+    registry = Registry(tmp_path, keep_versions=2, metrics=Metrics())
+    registry.scan()
+    _, oracle = registry.get("shop", None, _Oracle)
+    assert oracle.manifest.kind == "oracle"
+    with pytest.raises(KindError, match="model 'shop': expected the kind 'scorer', found 'oracle'"):
+        registry.get("shop", 1, Scorer)
+    with pytest.raises(ReleaseError, match="kind: expected 'scorer', found 'oracle'"):
+        load_release(path, Scorer)

@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
+from headwater.serving import joining
 from headwater.serving.errors import Misfit, TooLargeError
 from headwater.serving.manifest import Input
+from headwater.serving.protocols.json_values import from_json
 from headwater.serving.signature import Signature
-from headwater.serving.tensors import flat, from_json, ragged
+from headwater.serving.tensors import flat, ragged
 
 _INTEGERS = st.none() | st.integers(INT64_MIN, 2**63 - 1)
 _NUMBERS = (
@@ -106,7 +108,7 @@ DIVIDED = Signature(
 def test_a_text_that_the_graph_divides_is_as_wide_as_its_parts(dtype: Any) -> None:
     tags = np.array([["a|b|c"], ["a;b|c;d;e"], [""]], object)
     feeds = DIVIDED.complete({"tags": tags.astype(dtype)}, 3)
-    assert DIVIDED.width(feeds) == 4
+    assert joining.width(DIVIDED, feeds) == 4
 
 
 @pytest.mark.parametrize("rows", [1, 300])

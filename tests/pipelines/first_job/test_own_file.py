@@ -20,6 +20,7 @@ from headwater.pipelines.checking.validation import check_job
 from headwater.pipelines.first_job.write import write_job
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.scoring.score import frame_to_arrays
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release
 from headwater.serving.signature import columns_to_arrays
 
@@ -89,15 +90,15 @@ def test_the_release_of_a_first_job_scores_its_training_file(kind: str, out: str
     result = score(release, path, Path(out))
     assert result["rows"] == ROWS
     found = pl.read_parquet(out) if out.endswith(".parquet") else pl.read_csv(out)
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     # The service gets what the file holds, as its manifest says: text as it is.
-    times = {each.name: each.dtype for each in scorer.manifest.inputs}
+    times = {each.name: each.dtype for each in scorer.graph.inputs}
     assert times["genres"] == "string"
     rows = clicks().to_dict(as_series=False)
     if times["shown_at"] == "int64":
         parsed = clicks()["shown_at"].str.to_datetime(format="%Y-%m-%dT%H:%M:%S%.f%z")
         rows["shown_at"] = parsed.dt.epoch("ms").to_list()
-    direct = scorer.score(columns_to_arrays(scorer.manifest.inputs, rows))
+    direct = scorer.score(columns_to_arrays(scorer.graph.inputs, rows))
     np.testing.assert_array_equal(found["prob"].to_numpy().astype(np.float32), direct)
 
 
@@ -134,8 +135,8 @@ def test_lists_and_times_in_text_are_read_in_the_graph(precision: str, opset: in
     model = onnx.load(release / "model.onnx")
     versions = {each.domain: each.version for each in model.opset_import}
     assert versions[""] == (opset or 20)
-    manifest = load_release(release).manifest
-    assert {each.name: each.separators for each in manifest.inputs}["genres"] == ("|",)
+    inputs = load_release(release, Scorer).graph.inputs
+    assert {each.name: each.separators for each in inputs}["genres"] == ("|",)
 
 
 @pytest.mark.parametrize("column", [TEXT[0], TEXT[2]])
@@ -176,7 +177,7 @@ def test_what_stays_derived_is_derived_when_a_file_is_scored(suffix: str, out: s
     assert "'thrice' is derived and a feature" in notes[0]
     assert "callers of the service send it, computed as twice + user_id" in notes[0]
     release = released(job)
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     assert scorer.manifest.derived == {"twice": "user_id * 2", "thrice": "twice + user_id"}
     path = f"new.{suffix}"
     frame = clicks().drop("click")
@@ -187,7 +188,7 @@ def test_what_stays_derived_is_derived_when_a_file_is_scored(suffix: str, out: s
     found = pl.read_parquet(out) if out.endswith(".parquet") else pl.read_csv(out)
     assert found.columns == [*frame.columns, "prob"]
     given = frame.with_columns(thrice=pl.col("user_id") * 3)
-    expected = scorer.score(frame_to_arrays(given, scorer.manifest.inputs))
+    expected = scorer.score(frame_to_arrays(given, scorer.graph.inputs))
     np.testing.assert_array_equal(found["prob"].to_numpy().astype(np.float32), expected)
     # Where the column is there, it counts.
     given.with_columns(thrice=pl.lit(None, pl.Int64)).write_parquet("given.parquet")
@@ -292,7 +293,7 @@ def test_exact_ids_have_one_score_wherever_it_is_written(suffix: str) -> None:
         "train": {"epochs": 3, "batch_size": 32, "sparse": {"lr": 0.1}},
     }
     release = released(parse_job(values))
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     direct = scorer.score({"id": np.array([[each] for each in [*ids, 7]], np.int64)})
     assert len(set(direct.tolist())) > 30
     for out in ("scored.parquet", "scored.csv"):

@@ -32,7 +32,8 @@ from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.parity import differing_columns, encoded, torch_scores
 from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.pipelines.training.train import train
-from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, Manifest
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, SCORE, Manifest
 from headwater.serving.release import load_release, read_manifest
 
 # torch's exporter loads for seconds, in whichever test comes first.
@@ -128,24 +129,29 @@ def test_manifest_is_complete(release: Path, click_schema: fs.Schema) -> None:
     manifest = read_manifest(release)
     assert release.name == "1"
     assert (manifest.name, manifest.version, manifest.model_type) == ("clicks", 1, "fm")
-    assert [i.name for i in manifest.inputs if i.role == "context"] == ["user"]
+    assert (manifest.format_version, manifest.kind, manifest.artefacts) == (2, "scorer", {})
+    (graph,) = manifest.graphs.values()
+    assert [i.name for i in graph.inputs if i.role == "context"] == ["user"]
     assert [f.name for f in manifest.features] == [c.name for c in click_schema.columns]
     assert manifest.schema_hash == click_schema.hash
     assert manifest.metrics == {"valid": {"auc": 0.75}}
     assert manifest.time_range_ms == (1_700_000_000_000, 1_700_000_900_000)
     assert set(manifest.files) == {path.name for path in release.iterdir()} - {MANIFEST_NAME}
-    assert len(manifest.golden.scores) == 8
-    assert all(len(values) == 8 for values in manifest.golden.rows.values())
+    assert len(graph.golden.outputs["prob"]) == 8
+    assert all(len(values) == 8 for values in graph.golden.rows.values())
 
 
 def test_manifest_says_what_each_tensor_is(release: Path) -> None:
-    written = json.loads((release / MANIFEST_NAME).read_bytes())
+    written = json.loads((release / MANIFEST_NAME).read_bytes())["graphs"][SCORE]
+    assert written["file"] == MODEL_NAME
     tensors = {i["name"]: (i["dtype"], i["shape"], i["missing"]) for i in written["inputs"]}
     assert tensors["user"] == ("int64", [-1, 1], -(2**63))
     assert tensors["price"] == ("double", [-1, 1], None)
     assert tensors["city"] == ("string", [-1, 1], "")
     assert tensors["tags"] == ("string", [-1, -1], "")
-    assert written["outputs"] == [{"name": "prob", "dtype": "float32", "shape": [-1]}]
+    (output,) = written["outputs"]
+    assert (output["name"], output["dtype"], output["shape"]) == ("prob", "float32", [-1])
+    assert (output["meaning"], output["bounds"]) == ("prob", [0.0, 1.0])
 
 
 @pytest.mark.parametrize("mode", ["fused", "lazy", "dense"])
@@ -156,7 +162,7 @@ def test_a_trained_run_is_exported_with_its_best_weights(
     run = train(job, tiny_prepared, runs=tmp_path / "runs")
     release = export(run, tmp_path / "releases")
     assert release == tmp_path / "releases" / "tiny" / "1"
-    manifest = load_release(release).manifest
+    manifest = load_release(release, Scorer).manifest
     valid = run.metrics.of("valid")
     assert valid is not None
     assert manifest.metrics["valid"]["auc"] == valid["auc"]
@@ -217,8 +223,8 @@ def test_one_flipped_byte_is_refused(
     release = released("deepfm", network)
     files = {MODEL_NAME, builder.TABLES_NAME} if external else {MODEL_NAME}
     assert set(read_manifest(release).files) == files
-    scorer = load_release(release)
-    arrays = frame_to_arrays(click_rows, scorer.manifest.inputs)
+    scorer = load_release(release, Scorer)
+    arrays = frame_to_arrays(click_rows, scorer.graph.inputs)
     expected = torch_scores(network, click_schema, click_rows, 1.0)
     np.testing.assert_allclose(scorer.score(arrays), expected, atol=2e-6, rtol=0)
     for name in files:
@@ -227,7 +233,7 @@ def test_one_flipped_byte_is_refused(
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         with pytest.raises(ReleaseError, match=f"{name}: corrupt"):
-            load_release(release)
+            load_release(release, Scorer)
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
 

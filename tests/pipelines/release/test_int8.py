@@ -20,7 +20,8 @@ from headwater.pipelines.release.export import export, export_network
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.pipelines.training.train import train
-from headwater.serving.manifest import MODEL_NAME
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.manifest import MODEL_NAME, SCORE
 from headwater.serving.release import load_release, read_manifest
 
 # torch's exporter and onnxruntime's tool load for seconds, in whichever test comes first.
@@ -48,8 +49,8 @@ def test_scores_are_near_those_of_the_network(
     click_rows: pl.DataFrame,
     make_network: Callable[..., Any],
 ) -> None:
-    scorer = load_release(release)
-    found = scorer.score(frame_to_arrays(click_rows, scorer.manifest.inputs))
+    scorer = load_release(release, Scorer)
+    found = scorer.score(frame_to_arrays(click_rows, scorer.graph.inputs))
     network = make_network("finalmlp", **MODEL)
     expected = torch_scores(network, click_schema, click_rows, 1.0)
     assert 1e-6 < np.abs(found - expected).max() < 0.05
@@ -59,7 +60,7 @@ def test_scores_are_near_those_of_the_network(
 def test_the_manifest_says_what_it_is_and_what_it_costs(release: Path) -> None:
     manifest = read_manifest(release)
     assert manifest.precision == "int8"
-    assert manifest.golden.tolerance == 0.1
+    assert manifest.graphs[SCORE].golden.tolerance == 0.1
     found = manifest.parity
     assert found["auc_cost"] == found["auc_cost_float32"] - found["auc_cost_int8"]
     assert found["auc_cost_float32"] == pytest.approx(found["auc_torch"], abs=1e-6)
@@ -85,14 +86,14 @@ def test_only_layers_of_some_width_are_in_integers(release: Path) -> None:
 
 
 def test_a_row_scores_the_same_in_any_batch(release: Path, click_rows: pl.DataFrame) -> None:
-    scorer = load_release(release)
+    scorer = load_release(release, Scorer)
     rows = click_rows.with_columns(
         price=pl.when(pl.int_range(pl.len()) == 5).then(1e30).otherwise("price")
     )
-    among = scorer.score(frame_to_arrays(rows, scorer.manifest.inputs))
+    among = scorer.score(frame_to_arrays(rows, scorer.graph.inputs))
     assert np.isfinite(among).all()
     for row in (0, 6, 100):
-        alone = scorer.score(frame_to_arrays(rows[row], scorer.manifest.inputs))
+        alone = scorer.score(frame_to_arrays(rows[row], scorer.graph.inputs))
         assert alone[0] == pytest.approx(among[row], abs=1e-6)
 
 
@@ -135,7 +136,7 @@ def test_a_run_is_measured_on_all_of_validation(
     model = {"type": "dnn", "embedding_dim": 8, "hidden": [32, 16]}
     run = train(tiny_job(model, epochs=1), tiny_prepared, runs=tmp_path / "runs")
     settings = run.job.export.model_copy(update={"precision": "int8", "max_auc_cost": 0.05})
-    manifest = load_release(export(run, tmp_path / "releases", settings=settings)).manifest
+    manifest = load_release(export(run, tmp_path / "releases", settings=settings), Scorer).manifest
     assert manifest.parity["auc_cost_rows"] == tiny_prepared.statistics.splits["valid"].rows
     expected = (run.metrics.of("valid") or {})["auc"]
     assert manifest.parity["auc_cost_float32"] == pytest.approx(expected, abs=1e-6)

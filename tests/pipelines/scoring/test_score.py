@@ -18,6 +18,8 @@ from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import DataError, InputError, OutputError, ReleaseError
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.scoring.score import frame_to_arrays, score
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.manifest import SCORE
 from headwater.serving.release import load_release, read_manifest
 from headwater.serving.signature import columns_to_arrays
 
@@ -48,8 +50,8 @@ def scalar_release(
 
 
 def graph_scores(release: Path, rows: pl.DataFrame) -> np.ndarray:
-    scorer = load_release(release)
-    return scorer.score(frame_to_arrays(rows, scorer.manifest.inputs))
+    scorer = load_release(release, Scorer)
+    return scorer.score(frame_to_arrays(rows, scorer.graph.inputs))
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 1_000_000])
@@ -87,7 +89,7 @@ def test_scores_are_those_of_the_network(
 
 
 def test_tensors_are_those_that_the_service_makes(release: Path, click_rows: pl.DataFrame) -> None:
-    inputs = read_manifest(release).inputs
+    inputs = read_manifest(release).graphs[SCORE].inputs
     found = frame_to_arrays(click_rows, inputs)
     expected = columns_to_arrays(inputs, click_rows.to_dict(as_series=False))
     assert found.keys() == expected.keys()

@@ -1,19 +1,21 @@
-"""Scores rows with the graph of a release: the same code online, in golden rows and in `headwater score`."""
+"""Releases of the kind `scorer`: one score a row, by the same code online and in `headwater score`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from headwater.feature_store.errors import ReleaseError
 from headwater.serving.errors import Misfit, RequestError
-from headwater.serving.manifest import Manifest
-from headwater.serving.signature import MAX_RUN_ROWS, Arrays, Signature
-from headwater.serving.tensors import Array
+from headwater.serving.kinds.graph import check_golden, open_graph
+from headwater.serving.manifest import AGAIN, MANIFEST_NAME, SCORE, Manifest
+from headwater.serving.signature import MAX_RUN_ROWS, Signature
+from headwater.serving.tensors import Array, Arrays
 
 Scores = npt.NDArray[np.float32]
 
@@ -21,11 +23,15 @@ Scores = npt.NDArray[np.float32]
 class Scorer:
     """A session and the signature of its release; any number of threads may call it at once."""
 
+    kind: ClassVar[str] = "scorer"
+
     def __init__(self, session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.signature = Signature(manifest.inputs, manifest.features)
+        self.graph = manifest.graphs[SCORE]
+        self.output = self.graph.outputs[0]
+        self.signature = Signature(self.graph.inputs, manifest.features)
         self._session = session
-        self._outputs = [manifest.outputs[0].name]
+        self._outputs = [self.output.name]
 
     def score(self, arrays: Mapping[str, Array]) -> Scores:
         """Return one score a row, float32 `[N]`.
@@ -85,17 +91,18 @@ def require_finite(
     )
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Return a session that runs in the calling thread alone: as many cores as there are callers.
-
-    With more threads inside a call, two busy cores did 2.2 times the work a request. Without spinning and
-    memory patterns (one is kept per distinct shape, and batches have many) idle costs nothing and
-    memory stays flat.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def load_scorer(path: Path, manifest: Manifest) -> Scorer:
+    """Return the scorer of the release at `path`; `ReleaseError` where its graph is not as it says."""
+    graph = manifest.graphs.get(SCORE)
+    if graph is None:
+        raise ReleaseError(
+            f"{path / MANIFEST_NAME}: graphs: expected {SCORE!r}, found {list(manifest.graphs)}; {AGAIN}"
+        )
+    if len(graph.outputs) != 1:
+        names = [output.name for output in graph.outputs]
+        raise ReleaseError(
+            f"{path / MANIFEST_NAME}: outputs: expected one output of the graph, found {names}; {AGAIN}"
+        )
+    scorer = Scorer(open_graph(path, graph, Signature(graph.inputs)), manifest)
+    check_golden(path, graph, lambda arrays: {scorer.output.name: scorer.score(arrays)})
+    return scorer

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.serving.bodies import inflate
 from headwater.serving.errors import RequestError, TooLargeError
+from headwater.serving.protocols.bodies import inflate
 
 RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}, {"item": 2}]}).encode()
 EMPTY = gzip.compress(b"")

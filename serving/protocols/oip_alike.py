@@ -1,4 +1,4 @@
-"""Many alike tensors of a request at once, where nothing is wrong with any of them.
+"""Alike tensors of a request, decoded together where nothing is wrong with any of them.
 
 A model has tens of inputs, and a call of numpy takes as long for a hundred numbers as for one. So neighbours
 of one type and role are decoded as one matrix, in a few calls: numbers in JSON by one parse of all, binary
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeGuard, cast
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -21,18 +23,76 @@ import numpy.typing as npt
 
 from headwater.feature_store.dtypes import DTYPES
 from headwater.feature_store.schema import Dtype
-from headwater.serving.messages import Datatype, InferInput
-from headwater.serving.tensors import NUMPY, Array, numbers
+from headwater.serving.protocols.json_values import numbers
+from headwater.serving.protocols.oip_messages import Datatype, InferInput
+from headwater.serving.signature import Signature
+from headwater.serving.tensors import NUMPY, Array
 
 DATATYPES: dict[Dtype, Datatype] = {dtype: facts.datatype for dtype, facts in DTYPES.items()}
 _BRACKET = ord("[")
 _MAX_WIDE = 4
 """Fixed-width strings may take this many times the bytes of the strings themselves."""
 
+_MAX_ORDERS = 64
+"""Orders of inputs whose groups are kept for a release."""
+
 _lists = msgspec.json.Decoder(list[list[str | None]])
 
 
-def decode_run(
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Inputs that follow each other in a request and are alike: numbers or strings, of one role."""
+
+    names: tuple[str, ...]
+    dtype: Dtype | None
+    """None for one to be looked at by itself: a list, an unknown name, or one that was there before."""
+    inputs: slice
+    """Their places in the request."""
+
+
+_groups: WeakKeyDictionary[Signature, dict[tuple[str, ...], tuple[Alike, ...]]] = (
+    WeakKeyDictionary()
+)
+"""By the order of their names, for each release that is loaded."""
+
+
+def groups_of(signature: Signature, names: tuple[str, ...]) -> tuple[Alike, ...]:
+    """Return the groups of inputs that come in this order.
+
+    Those of known names are kept, as most clients ask with the same inputs each time.
+    """
+    kept = _groups.setdefault(signature, {})
+    groups = kept.get(names)
+    if groups is None:
+        groups = _find_groups(signature, names)
+        if len(names) <= len(signature.tensors) and signature.tensors.keys() >= set(names):
+            if len(kept) >= _MAX_ORDERS:
+                kept.clear()
+            kept[names] = groups
+    return groups
+
+
+def _find_groups(signature: Signature, names: tuple[str, ...]) -> tuple[Alike, ...]:
+    groups: list[Alike] = []
+    seen: set[str] = set()
+    kind = None
+    for index, name in enumerate(names):
+        before, column = kind, signature.inputs.get(name)
+        kind = None
+        if column is not None and not column.is_list and name not in seen:
+            kind = column.dtype, column.role
+        seen.add(name)
+        if kind is not None and kind == before:
+            last = groups.pop()
+            inputs = slice(last.inputs.start, index + 1)
+            groups.append(Alike((*last.names, name), last.dtype, inputs))
+        else:
+            dtype = None if kind is None else kind[0]
+            groups.append(Alike((name,), dtype, slice(index, index + 1)))
+    return tuple(groups)
+
+
+def decode_alike(
     tensors: Sequence[InferInput], dtype: Dtype, body: bytes, offset: int
 ) -> tuple[Array, int] | None:
     """Return `[K, N, 1]` of K inputs of `dtype`, and where what follows them in `body` begins.

@@ -25,8 +25,10 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.manifest import Input
-from headwater.serving.messages import Failure, InferResponse
-from headwater.serving.oip import DATATYPES, HEAD_LENGTH
+from headwater.serving.protocols.oip_alike import DATATYPES
+from headwater.serving.protocols.oip_messages import InferResponse
+from headwater.serving.protocols.oip_schemas import HEAD_LENGTH
+from headwater.serving.protocols.routes import Failure
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -135,7 +137,7 @@ def _put(name: str, dtype: Dtype, shape: list[int], values: list[Any], *, in_jso
 def _sound(draw: DrawFn, scorers: dict[str, Any]) -> Sent:
     """Draw a request that must be scored."""
     model = draw(st.sampled_from(sorted(scorers)))
-    columns = list(scorers[model].manifest.inputs)
+    columns = list(scorers[model].graph.inputs)
     chosen = draw(st.lists(st.sampled_from(columns), min_size=1, unique_by=lambda c: c.name))
     # Without candidates, a context given once stands for one row.
     has_candidates = any(column.role == "candidate" for column in chosen)

@@ -21,7 +21,12 @@ from headwater.serving.errors import (
     shorten,
     unknown_name,
 )
-from headwater.serving.messages import (
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.operations.score import score
+from headwater.serving.protocols.bodies import decoded
+from headwater.serving.protocols.json_values import decode_json
+from headwater.serving.protocols.oip_alike import DATATYPES
+from headwater.serving.protocols.oip_messages import (
     InferOutput,
     InferRequest,
     InferResponse,
@@ -30,16 +35,27 @@ from headwater.serving.messages import (
     ServerMetadata,
     TensorMetadata,
 )
-from headwater.serving.oip_runs import DATATYPES
-from headwater.serving.oip_tensors import decode_tensors
-from headwater.serving.registry import Model, is_version
-from headwater.serving.routes import Request, Response, Route, json_response
-from headwater.serving.scorer import Scorer
+from headwater.serving.protocols.oip_schemas import (
+    BINARY,
+    HEAD_LENGTH,
+    HEAD_LENGTH_PARAMETER,
+    schemas_of,
+)
+from headwater.serving.protocols.oip_tensors import decode_tensors
+from headwater.serving.protocols.routes import (
+    JSON_TYPE,
+    Form,
+    Request,
+    Response,
+    Route,
+    json_response,
+)
+from headwater.serving.registry import Model
+from headwater.serving.release import is_version
 from headwater.serving.service import Service
-from headwater.serving.signature import Arrays
-from headwater.serving.tensors import Array, decode_json
+from headwater.serving.tensors import Array, Arrays
 
-HEAD_LENGTH = "inference-header-content-length"
+BINARY_TYPE = "application/octet-stream"
 _VERSION = installed_version("headwater")
 _decoder = msgspec.json.Decoder(InferRequest)
 _REFUSED = ("shared_memory_region", "classification")
@@ -83,7 +99,7 @@ async def model_metadata(service: Service, request: Request) -> Response:
             ],
             outputs=[
                 TensorMetadata(name=output.name, datatype="FP32", shape=[-1])
-                for output in manifest.outputs
+                for output in scorer.graph.outputs
             ],
         )
     )
@@ -98,8 +114,8 @@ async def model_ready(service: Service, request: Request) -> Response:
 async def infer(service: Service, request: Request) -> Response:
     """Answer with the scores of the rows in the request."""
     _, scorer = _find(service, request)
-    message, arrays = await service.decode(len(request.body), decode, request, scorer)
-    scores = await service.score(scorer, arrays)
+    message, arrays = await decoded(len(request.body), decode, request, scorer)
+    scores = await score(service, request.admitted, scorer, arrays)
     return _answer(message, scorer, scores)
 
 
@@ -118,7 +134,7 @@ def _find(service: Service, request: Request) -> tuple[Model, Scorer]:
     if version is not None and not is_version(version):
         raise UnknownError(f"version: expected an integer, found {shorten(version, 30)!r}")
     name = request.params["model"]
-    return service.registry.get(name, None if version is None else int(version))
+    return service.registry.get(name, None if version is None else int(version), Scorer)
 
 
 def _head_length(text: str, size: int) -> int:
@@ -131,7 +147,7 @@ def _head_length(text: str, size: int) -> int:
 
 
 def _check_outputs(message: InferRequest, scorer: Scorer) -> None:
-    known = [output.name for output in scorer.manifest.outputs]
+    known = [output.name for output in scorer.graph.outputs]
     for index, output in enumerate(message.outputs or ()):
         if output.name not in known:
             where = f"$.outputs[{index}].name"
@@ -142,7 +158,7 @@ def _check_outputs(message: InferRequest, scorer: Scorer) -> None:
 
 
 def _answer(message: InferRequest, scorer: Scorer, scores: Array) -> Response:
-    name = scorer.manifest.outputs[0].name
+    name = scorer.output.name
     asked = message.outputs[0].parameters if message.outputs else None
     binary = (asked or {}).get("binary_data")
     if binary is None:
@@ -164,7 +180,7 @@ def _answer(message: InferRequest, scorer: Scorer, scores: Array) -> Response:
     )
     if binary:
         response.headers = [
-            ("content-type", "application/octet-stream"),
+            ("content-type", BINARY_TYPE),
             (HEAD_LENGTH, str(len(response.body))),
         ]
         response.body += tail
@@ -186,21 +202,30 @@ def _model_routes(path: str) -> tuple[Route, ...]:
     return (
         Route(
             "GET", path, model_metadata, "Tensors and versions of a model",
-            response=ModelMetadata, errors=_MODEL_ERRORS,
+            kind=Scorer, answers=(Form(JSON_TYPE, ModelMetadata),), errors=_MODEL_ERRORS,
         ),
         Route(
             "GET", f"{path}/ready", model_ready, "Whether a model can be asked",
-            response=ModelReady, errors=_MODEL_ERRORS,
+            kind=Scorer, answers=(Form(JSON_TYPE, ModelReady),), errors=_MODEL_ERRORS,
         ),
         Route(
             "POST", f"{path}/infer", infer, "Score rows given as tensors",
-            request=InferRequest, response=InferResponse, errors=_INFER_ERRORS,
+            kind=Scorer,
+            bodies=(Form(JSON_TYPE, InferRequest), Form(BINARY_TYPE, BINARY)),
+            answers=(Form(JSON_TYPE, InferResponse), Form(BINARY_TYPE, BINARY)),
+            headers=(HEAD_LENGTH_PARAMETER,), schemas_of=schemas_of, errors=_INFER_ERRORS,
         ),
     )  # fmt: skip
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v2", server_metadata, "What this server is", response=ServerMetadata),
+    Route(
+        "GET",
+        "/v2",
+        server_metadata,
+        "What this server is",
+        answers=(Form(JSON_TYPE, ServerMetadata),),
+    ),
     Route("GET", "/v2/health/live", live, "Whether the process runs"),
     Route("GET", "/v2/health/ready", ready, "Whether requests are served", errors=(NotReadyError,)),
     *_model_routes("/v2/models/{model}"),

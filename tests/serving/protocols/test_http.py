@@ -17,6 +17,7 @@ from openapi_spec_validator import validate
 
 from headwater.feature_store.errors import InputError
 from headwater.serving.command import serve
+from headwater.serving.options import ServeOptions
 
 RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}]}).encode()
 
@@ -298,7 +299,8 @@ def test_second_server_on_the_same_port_is_refused(server: Any, shop: Path) -> N
     done = _python(
         "import sys\nfrom pathlib import Path\nfrom headwater.serving.command import serve\n"
         "from headwater.feature_store.errors import InputError\n"
-        f"try: serve(Path({str(shop)!r}), port={server.port})\n"
+        "from headwater.serving.options import ServeOptions\n"
+        f"try: serve(Path({str(shop)!r}), options=ServeOptions(port={server.port}))\n"
         "except InputError as error: sys.exit(str(error))"
     )
     assert "cannot listen there" in done.stderr
@@ -317,7 +319,7 @@ def test_second_server_on_the_same_port_is_refused(server: Any, shop: Path) -> N
 )
 def test_bad_option_is_refused(shop: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        serve(shop, **options)
+        serve(shop, options=ServeOptions(**options))
 
 
 def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -336,7 +338,7 @@ def test_command_ends_with_status_2_and_names_the_folder(tmp_path: Path) -> None
 
 def test_process_holds_no_training_library() -> None:
     done = _python(
-        "import sys, headwater.serving.command, headwater.serving.http, granian.server.embed\n"
+        "import sys, headwater.serving.command, headwater.serving.protocols.http, granian.server.embed\n"
         "banned = {'torch', 'polars', 'onnx', 'pyarrow', 'pydantic', 'torchrec', 'pandas'}\n"
         "print(sorted(banned & {name.partition('.')[0] for name in sys.modules}))"
     )

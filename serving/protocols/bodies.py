@@ -1,15 +1,24 @@
-"""Reads a request's body within its bounds: bytes on the wire and, where compressed, bytes inflated."""
+"""The body of a request: read and inflated within its bounds, and decoded beside the event loop if large."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from headwater.serving.errors import EncodingError, RequestError, TooLargeError, shorten
-from headwater.serving.routes import Headers
+from headwater.serving.protocols.routes import Headers
 
 if TYPE_CHECKING:
     from granian.rsgi import HTTPProtocol
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LARGE_BYTES = 256 * 1024
+"""A larger body is decoded off the event loop, so that it does not hold up small ones."""
 
 _WBITS = {"gzip": 31, "deflate": 15}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -88,3 +97,11 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
             decoder, step = zlib.decompressobj(wbits), _MEMBER_STEP
         else:
             raise RequestError(f"body: expected valid {encoding}, found bytes after its end")
+
+
+async def decoded(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `function(*args)`, computed in a thread where `size` bytes would hold up others."""
+    if size <= LARGE_BYTES:
+        return function(*args, **kwargs)
+    call = partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(None, call)

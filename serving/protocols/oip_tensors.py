@@ -1,6 +1,6 @@
 """Tensors of an Open Inference Protocol request, in JSON or binary, into those of the graph.
 
-Neighbours of one type and role are tried together, by `oip_runs`; where that finds anything unusual, each is
+Neighbours of one type and role are tried together, by `oip_alike`; where that finds anything unusual, each is
 checked and decoded by itself, which is how an error gets its place.
 """
 
@@ -16,10 +16,11 @@ import numpy as np
 from headwater.feature_store.schema import Dtype
 from headwater.serving.errors import Misfit, RequestError, shorten
 from headwater.serving.manifest import Input
-from headwater.serving.messages import InferInput
-from headwater.serving.oip_runs import DATATYPES, decode_run
-from headwater.serving.signature import Arrays, Signature
-from headwater.serving.tensors import NUMPY, Array, from_json
+from headwater.serving.protocols.json_values import from_json
+from headwater.serving.protocols.oip_alike import DATATYPES, decode_alike, groups_of
+from headwater.serving.protocols.oip_messages import InferInput
+from headwater.serving.signature import Signature
+from headwater.serving.tensors import NUMPY, Array, Arrays
 
 _LENGTH = struct.Struct("<I")
 _NULL = msgspec.Raw(b"null")
@@ -33,15 +34,15 @@ def decode_tensors(
     Raises `RequestError` with the place of what is wrong.
     """
     arrays: Arrays = {}
-    for run in signature.runs(tuple([tensor.name for tensor in inputs])):
-        alike = None
-        if run.dtype is not None:
-            alike = decode_run(inputs[run.inputs], run.dtype, body, offset)
-        if alike is not None:
-            matrix, offset = alike
-            arrays.update(zip(run.names, matrix, strict=True))
+    for group in groups_of(signature, tuple([tensor.name for tensor in inputs])):
+        together = None
+        if group.dtype is not None:
+            together = decode_alike(inputs[group.inputs], group.dtype, body, offset)
+        if together is not None:
+            matrix, offset = together
+            arrays.update(zip(group.names, matrix, strict=True))
             continue
-        for index in range(run.inputs.start, run.inputs.stop):
+        for index in range(group.inputs.start, group.inputs.stop):
             tensor = inputs[index]
             column = _column(index, tensor, arrays, signature)
             try:

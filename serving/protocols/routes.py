@@ -13,9 +13,14 @@ import msgspec
 from headwater.serving.errors import MethodError, RequestError, UnknownError, shorten
 
 if TYPE_CHECKING:
+    from headwater.serving.admission import Turn
+    from headwater.serving.kinds import Release
+    from headwater.serving.protocols.value_schemas import JsonSchema
+    from headwater.serving.registry import Model
     from headwater.serving.service import Service
 
-JSON = ("content-type", "application/json")
+JSON_TYPE = "application/json"
+JSON = ("content-type", JSON_TYPE)
 UNKNOWN = "unknown"
 """Stands for a template where a path has no route."""
 
@@ -34,12 +39,20 @@ class Headers(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """A request whose body has arrived and is inflated."""
+    """A request whose body has arrived; the handler of a route gets it inflated."""
 
     body: bytes
     headers: Headers
     params: Mapping[str, str]
     """Values of the `{name}` parts of the route."""
+    turn: Turn | None = None
+    """Given by admission, for a route that can answer with 429."""
+
+    @property
+    def admitted(self) -> Turn:
+        """The turn of a request whose route is bounded by admission."""
+        assert self.turn is not None, "the route does not say that it can raise QueueFullError"
+        return self.turn
 
 
 @dataclass(slots=True)
@@ -49,6 +62,20 @@ class Response:
     body: bytes = b""
     status: int = 200
     headers: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Failure(msgspec.Struct, kw_only=True):
+    """The reason why a request was not answered: where, what was found, what was expected."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A media type of a body, and what the OpenAPI page says of it: a message, a schema, or nothing."""
+
+    media_type: str
+    schema: type[msgspec.Struct] | JsonSchema | None = None
 
 
 Handler = Callable[["Service", Request], Awaitable[Response]]
@@ -63,14 +90,19 @@ class Route:
     path: str
     handler: Handler
     summary: str
-    request: type | None = None
-    """Type of the JSON body, None where there is none."""
-    response: type | None = None
-    """Type of the JSON answer, None where it is no message."""
-    media_type: str | None = None
-    """Of an answer that is no message, None where it is empty."""
+    kind: type[Release] | None = None
+    """Kind of the release that it asks, None where it asks none."""
+    bodies: tuple[Form, ...] = ()
+    """Forms in which a request's body may come, none where it has no body."""
+    answers: tuple[Form, ...] = ()
+    """Forms in which an answer may come, none where it is empty."""
+    headers: tuple[JsonSchema, ...] = ()
+    """OpenAPI parameters for the headers that the handler reads."""
+    schemas_of: Callable[[str, Mapping[str, Model]], Mapping[str, JsonSchema]] | None = None
+    """From the route's path and the models that are loaded to schemas of the JSON body, by path: for the path
+    itself, or for paths of releases that it stands for."""
     errors: tuple[type[RequestError], ...] = ()
-    """What the handler can raise, besides what every route can."""
+    """Errors that the handler can raise, besides those of every route."""
 
 
 def json_response(message: msgspec.Struct, headers: tuple[tuple[str, str], ...] = ()) -> Response:

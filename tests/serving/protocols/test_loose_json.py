@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.serving.errors import Misfit, RequestError
-from headwater.serving.messages import InferRequest
-from headwater.serving.tensors import any_json, decode_json, from_json, ragged
+from headwater.serving.protocols.json_values import any_json, decode_json, from_json
+from headwater.serving.protocols.oip_messages import InferRequest
+from headwater.serving.tensors import ragged
 
 _WORDS = st.sampled_from(["NaN", '"NaN', "\\", "-Infinity", '\\"NaN, ', "Infinity]"])
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | _WORDS

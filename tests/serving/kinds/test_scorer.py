@@ -7,7 +7,7 @@ import pytest
 
 from headwater.feature_store.schema import INT64_MIN
 from headwater.serving.errors import RequestError
-from headwater.serving.scorer import require_finite
+from headwater.serving.kinds.scorer import require_finite
 
 NAN = np.float32("nan")
 

@@ -21,8 +21,8 @@ from schemathesis import Case, GenerationMode, Response
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from headwater.feature_store.schema import Dtype
-from headwater.serving.oip import HEAD_LENGTH
-from headwater.serving.scorer import Scorer
+from headwater.serving.kinds.scorer import Scorer
+from headwater.serving.protocols.oip_schemas import HEAD_LENGTH
 from headwater.serving.signature import LENGTH
 
 pytestmark = pytest.mark.timeout(300)

@@ -21,8 +21,8 @@ from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.preparing.prepare import prepare
 from headwater.pipelines.release.export import export
 from headwater.pipelines.training.train import train
+from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release
-from headwater.serving.scorer import Scorer
 from headwater.serving.signature import columns_to_arrays
 
 SAME = 1e-6
@@ -77,7 +77,7 @@ class Target:
         assert scores.shape == (len(rows),), (model, rows, scores)
         assert np.all((scores >= 0) & (scores <= 1))
         scorer = self.scorers[model]
-        inputs = scorer.manifest.inputs
+        inputs = scorer.graph.inputs
         dense = [f.inputs[0] for f in scorer.manifest.features if f.cardinality == 0]
         for row, score in zip(rows, scores, strict=True):
             columns = {column.name: [row.get(column.name)] for column in inputs}
@@ -238,7 +238,7 @@ def target(fuzzed: Path, start_server: Callable[..., Any]) -> Iterator[Target]:
     assert status == 200
     scorers: dict[str, Scorer] = {}
     for folder in sorted(fuzzed.glob("*/[0-9]*"), key=lambda path: int(path.name)):
-        scorer = load_release(folder)
+        scorer = load_release(folder, Scorer)
         scorers[folder.parent.name] = scorers[f"{folder.parent.name}/{folder.name}"] = scorer
     neighbour = _Neighbour(server)
     neighbour.start()

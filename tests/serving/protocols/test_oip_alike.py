@@ -13,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.feature_store.schema import INT64_MIN
+from headwater.serving import joining
 from headwater.serving.errors import RequestError
 from headwater.serving.manifest import Input
-from headwater.serving.messages import InferRequest
-from headwater.serving.oip_runs import DATATYPES, decode_run
-from headwater.serving.oip_tensors import decode_tensors
+from headwater.serving.protocols import oip_alike
+from headwater.serving.protocols.json_values import decode_json
+from headwater.serving.protocols.oip_alike import DATATYPES, decode_alike, groups_of
+from headwater.serving.protocols.oip_messages import InferRequest
+from headwater.serving.protocols.oip_tensors import decode_tensors
 from headwater.serving.signature import Signature
-from headwater.serving.tensors import MISSING, decode_json
+from headwater.serving.tensors import MISSING
 
 SIGNATURE = Signature(
     [
@@ -110,7 +113,7 @@ def test_tensors_have_the_values_of_the_request(
     assert _comparable(found) == _comparable(columns)
     assert all(array.shape == (len(columns[name]), 1) for name, array in arrays.items())
     feeds = SIGNATURE.complete(arrays, SIGNATURE.num_rows(arrays))
-    counts = SIGNATURE.count_missing(feeds)
+    counts = joining.count_missing(SIGNATURE, feeds)
     for name, values in columns.items():
         missing = MISSING[SIGNATURE.inputs[name].dtype]
         absent = sum(value in (missing, "NaN") for value in _comparable({name: values})[name])
@@ -133,12 +136,12 @@ def test_strings_with_zero_bytes_and_long_ones_are_exact(binary: bool) -> None:
 def _alike(message: InferRequest, body: bytes, offset: int) -> dict[str, Any]:
     """Return the tensors, all of them decoded together with their neighbours."""
     arrays: dict[str, Any] = {}
-    for run in SIGNATURE.runs(tuple(tensor.name for tensor in message.inputs)):
-        assert run.dtype is not None
-        found = decode_run(message.inputs[run.inputs], run.dtype, body, offset)
+    for group in groups_of(SIGNATURE, tuple(tensor.name for tensor in message.inputs)):
+        assert group.dtype is not None
+        found = decode_alike(message.inputs[group.inputs], group.dtype, body, offset)
         assert found is not None
         matrix, offset = found
-        arrays |= zip(run.names, matrix, strict=True)
+        arrays |= zip(group.names, matrix, strict=True)
     return arrays
 
 
@@ -252,16 +255,16 @@ def test_requests_in_both_forms_are_joined() -> None:
         message, body, offset = _request(columns, binary=binary)
         arrays = decode_tensors(message.inputs, body, offset, SIGNATURE)
         parts.append((SIGNATURE.complete(arrays, 2), 2))
-    feeds, num_rows = SIGNATURE.join(parts)
+    feeds, num_rows = joining.join(SIGNATURE, parts)
     assert num_rows == 4
     assert feeds["brand"].ravel().tolist() == ["a", "\u00fc"] * 2
-    assert SIGNATURE.count_missing(feeds)["colour"] == 2
+    assert joining.count_missing(SIGNATURE, feeds)["colour"] == 2
 
 
-def test_neighbours_of_one_type_and_role_are_a_run() -> None:
+def test_neighbours_of_one_type_and_role_are_a_group() -> None:
     names = ("price", "weight", "age", "item", "shop", "tags", "brand", "brand", "colour")
-    runs = SIGNATURE.runs(names)
-    assert [run.names for run in runs] == [
+    groups = groups_of(SIGNATURE, names)
+    assert [group.names for group in groups] == [
         ("price", "weight"),
         ("age",),
         ("item", "shop"),
@@ -270,17 +273,19 @@ def test_neighbours_of_one_type_and_role_are_a_run() -> None:
         ("brand",),
         ("colour",),
     ]
-    assert [run.dtype is None for run in runs] == [name in (3, 5) for name in range(len(runs))]
-    assert [index for run in runs for index in range(9)[run.inputs]] == list(range(9))
+    assert [group.dtype is None for group in groups] == [
+        name in (3, 5) for name in range(len(groups))
+    ]
+    assert [index for group in groups for index in range(9)[group.inputs]] == list(range(9))
 
 
-def test_runs_are_kept_for_a_bounded_number_of_requests_and_known_names_alone() -> None:
+def test_groups_are_kept_for_a_bounded_number_of_requests_and_known_names_alone() -> None:
     signature = Signature([Input(name=f"f{index}", dtype="int64") for index in range(8)])
     for index in range(200):
         names = tuple(f"f{bit}" for bit in range(8) if index >> bit & 1)
-        assert len(signature.runs(names)) == bool(names)
-    assert len(signature._runs) <= 64
-    assert len(signature.runs(("f0", "unknown", "f1"))) == 3
-    assert ("f0", "unknown", "f1") not in signature._runs
-    assert len(signature.runs(("f0",) * 100_000)) == 100_000
-    assert ("f0",) * 100_000 not in signature._runs
+        assert len(groups_of(signature, names)) == bool(names)
+    assert len(oip_alike._groups[signature]) <= 64
+    assert len(groups_of(signature, ("f0", "unknown", "f1"))) == 3
+    assert ("f0", "unknown", "f1") not in oip_alike._groups[signature]
+    assert len(groups_of(signature, ("f0",) * 100_000)) == 100_000
+    assert ("f0",) * 100_000 not in oip_alike._groups[signature]

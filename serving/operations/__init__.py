@@ -1,0 +1,1 @@
+"""The operations that the service can be asked for, with no protocol in them."""
