@@ -23,11 +23,10 @@ from headwater.feature_store.files import file_sha256
 from headwater.feature_store.normalise import named
 from headwater.feature_store.onnx_compiler import least_opset
 from headwater.feature_store.reader import Reader
-from headwater.feature_store.schema import EncodedColumn, Schema
+from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.models.network import Network
 from headwater.pipelines.arguments import checked, path_of
-from headwater.pipelines.checking.validation import context_problems
 from headwater.pipelines.console import note
 from headwater.pipelines.data.expressions import reads
 from headwater.pipelines.job import Export, Job
@@ -45,6 +44,7 @@ from headwater.pipelines.release.graph import (
 from headwater.pipelines.release.int8 import measured_int8
 from headwater.pipelines.release.parity import check, encoded_batch, torch_scores
 from headwater.pipelines.release.writer import publish
+from headwater.pipelines.rules.release import context_problems, opset_problems
 from headwater.pipelines.runs.run import Run, as_run
 from headwater.pipelines.runs.trained import load_trained
 from headwater.pipelines.scoring.score import frame_to_arrays
@@ -135,9 +135,11 @@ def export_network(
         First and last event time of the training data, UTC milliseconds.
     """
     settings = job.export
-    opset = settings.opset or least_opset(schema.columns)
+    opset = settings.opset or least_opset(
+        step for column in schema.columns for step in column.steps
+    )
     problems = context_problems(settings.context, [column.name for column in schema.raw])
-    problems += opset_problems(settings.opset, schema.columns)
+    problems += opset_problems(settings.opset, {each.name: each.steps for each in schema.columns})
     if problems:
         raise JobError("\n".join(problems))
     golden, made = golden_rows(schema, sample, settings.golden_rows)
@@ -214,16 +216,6 @@ def derived(derive: Mapping[str, str], inputs: Iterable[str]) -> dict[str, str]:
             chosen[name] = text
             needed |= reads(text, derive, "").keys()
     return dict(reversed(list(chosen.items())))
-
-
-def opset_problems(opset: int | None, columns: Iterable[EncodedColumn]) -> list[str]:
-    """Return a line for each feature whose steps need a later operator set than `export.opset`."""
-    return [
-        f"export.opset: {opset} is below {least_opset([column])}, which feature {column.name!r} needs to "
-        f"read text as a list or a time. Leave `opset` out, or raise it."
-        for column in columns
-        if opset is not None and opset < least_opset([column])
-    ]
 
 
 def _describe(
