@@ -21,13 +21,29 @@ from headwater.pipelines.evaluation.records import ClickEvaluation, ClickSplit, 
 from headwater.pipelines.evaluation.scores import Scores, slice_columns
 from headwater.pipelines.evaluation.summary import summarise
 from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring
+from headwater.pipelines.job import Job
 from headwater.pipelines.loader import Loader
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import Ranks
+from headwater.pipelines.release.scorer import write_scorer
 from headwater.pipelines.reporting.click_panels import click_panels
 from headwater.pipelines.training.diagnose import non_finite_loss
 
 _BLOCKS_OF_SAMPLE = 64
+
+
+def problems(job: Job) -> list[str]:
+    """Return what a job lacks for a click model."""
+    features = job.features
+    grouped = "gauc" in (job.train.monitor or "").split("-")
+    if not grouped or features.group or features.user:
+        return []
+    return [
+        (
+            "train.monitor: 'gauc' needs groups of rows, but neither features.group nor "
+            "features.user is set. Set one of them, or train.monitor = 'auc'."
+        )
+    ]
 
 
 def examples(
@@ -114,10 +130,12 @@ CTR = Family(
     metrics=METRICS,
     monitor="auc",
     headline=("auc", "gauc", "logloss"),
+    problems=problems,
     examples=examples,
     measure=measure_split,
     non_finite=non_finite_loss,
     evaluate=evaluate_splits,
     evaluation=ClickEvaluation,
     panels=panels,
+    release=write_scorer,
 )

@@ -12,6 +12,7 @@ from headwater.models.base import Model, ModelConfig
 from headwater.models.network import column_problems, least_rows
 from headwater.models.strategy import mode_problem
 from headwater.models.tables.layout import fused_problems
+from headwater.pipelines.family import Family, find_family
 from headwater.pipelines.job import Job, read_model
 from headwater.pipelines.ranks import Ranks
 from headwater.pipelines.resolved import how_tables_learn, training_device
@@ -19,16 +20,19 @@ from headwater.pipelines.resolved import how_tables_learn, training_device
 
 def setting_problems(job: Job, ranks: Ranks) -> list[str]:
     """Return a line for each setting of `[model]` and `[train]` that cannot train here."""
-    problems = [*_device_problems(job, ranks), *_rank_problems(job, ranks), *_monitor_problems(job)]
+    problems = [*_device_problems(job, ranks), *_rank_problems(job, ranks)]
     try:
         model_class, config = read_model(job.model.type, job.model.settings())
     except JobError as error:
         return [*str(error).splitlines(), *problems]
     names = [encoder.name for encoder in job.features.columns]
+    family = find_family(model_class.family)
     return [
         *column_problems(names, model_class, config),
         *_table_problems(job, model_class, config),
         *problems,
+        *_monitor_problems(job, family),
+        *family.problems(job),
         *_size_problems(job, ranks, model_class, config),
     ]
 
@@ -104,15 +108,13 @@ def _rank_problems(job: Job, ranks: Ranks) -> list[str]:
     ]
 
 
-def _monitor_problems(job: Job) -> list[str]:
-    """Return a line for a metric over groups where the job names none."""
-    if job.train.monitor != "gauc" or job.features.group or job.features.user:
-        return []
+def _monitor_problems(job: Job, family: Family) -> list[str]:
+    """Return a line for each part of the monitor that is no metric of the model's family."""
     return [
-        (
-            "train.monitor: 'gauc' needs groups of rows, but neither features.group nor "
-            "features.user is set. Set one of them, or train.monitor = 'auc'."
-        )
+        f"train.monitor: {name!r} is no metric of a {family.name} model."
+        f"{did_you_mean(name, family.metrics)}"
+        for name in (job.train.monitor or family.monitor).split("-")
+        if name not in family.metrics
     ]
 
 
