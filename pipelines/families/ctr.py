@@ -15,11 +15,12 @@ from headwater.pipelines.evaluation.importance import (
     gate_values,
     permutation_importance,
 )
+from headwater.pipelines.evaluation.metrics import METRICS
 from headwater.pipelines.evaluation.predict import predict
 from headwater.pipelines.evaluation.records import ClickEvaluation, ClickSplit, Evaluation
-from headwater.pipelines.evaluation.scores import Scores, measure, slice_columns
+from headwater.pipelines.evaluation.scores import Scores, slice_columns
 from headwater.pipelines.evaluation.summary import summarise
-from headwater.pipelines.family import Examples, Family, Metric, Panel, Reading, Scoring
+from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring
 from headwater.pipelines.job import Job
 from headwater.pipelines.loader import Loader
 from headwater.pipelines.prepared import Prepared, SplitName
@@ -70,7 +71,7 @@ def measure_split(
     if scores is None:
         return None
     scores.require_both_classes()
-    return measure(scores)[0]
+    return scores.measured().values
 
 
 def evaluate_splits(
@@ -126,23 +127,7 @@ def panels(evaluation: Evaluation) -> Iterable[Panel]:
 
 CTR = Family(
     name="ctr",
-    metrics={
-        "auc": Metric("AUC", "a positive is scored above a negative; 0.5 is chance"),
-        "gauc": Metric(
-            "grouped AUC",
-            "the same within each group, by its rows",
-            undefined="no group has rows of both classes, so grouped AUC is not defined. "
-            "Set train.monitor = 'auc', or group by another column in features.group.",
-        ),
-        "logloss": Metric("logloss", "surprise at the labels, in nats; lower is better", "low"),
-        "ne": Metric(
-            "normalised entropy", "logloss over that of a constant; below 1 beats it", "low"
-        ),
-        "ece": Metric("ECE", "mean distance of probability and rate over 15 bins", "low"),
-        "calibration": Metric(
-            "calibration", "mean probability over positive rate; 1 is right", 1.0
-        ),
-    },
+    metrics=METRICS,
     monitor="auc",
     headline=("auc", "gauc", "logloss"),
     problems=problems,
