@@ -15,6 +15,7 @@ from headwater.feature_store.schema import Schema
 from headwater.pipelines.console import note
 from headwater.pipelines.family import Trained
 from headwater.pipelines.job import Job
+from headwater.pipelines.output import writing
 from headwater.pipelines.release.builder import OUTPUT
 from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.graph import (
@@ -74,7 +75,8 @@ def write_scorer(trained: Trained, manifest: Manifest, folder: Path) -> Manifest
         negative_rate=job.data.negative_rate,
         opset=opset,
     )
-    graph.write(folder / MODEL_NAME)
+    with writing(folder.parent):  # the folder itself is a hidden one, of no use to a reader
+        graph.write(folder / MODEL_NAME)
     described = Graph(
         inputs=_inputs(job, schema),
         outputs=(Output(name=OUTPUT),),
