@@ -1,1 +1,1 @@
-"""What is learned: embedding tables from a schema, layers, and the models built on them."""
+"""Learned parts: embedding tables from a schema, layers, and the models built on them."""

@@ -1,4 +1,4 @@
-"""What Headwater takes from TorchRec and fbgemm, imported in one place, with their noise kept out.
+"""Imports from TorchRec and fbgemm, in one place, with their noise kept out.
 
 They warn at import of renames inside themselves and of torch's deprecations, and torch logs their use
 of `is_fx_tracing` at the first batch: none of it is for the user of Headwater. Takes a few seconds.

@@ -20,7 +20,7 @@ Keep = Literal["best", "last"]
 
 
 class Stage(Protocol):
-    """What a phase may use, lent by the training code."""
+    """Folder, settings, networks and training that the training code lends to a phase."""
 
     @property
     def config(self) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What a command shows: its result and its progress.
+"""Output of a command: its result and its progress.
 
 Results go to standard output and everything else to standard error, so that
 `headwater run --json | tail -1` is one JSON object. A progress bar appears on a terminal only; a

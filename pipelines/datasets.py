@@ -62,7 +62,7 @@ _TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What `headwater datasets list` says about a data set, and how it is fetched."""
+    """A data set: its description, licence and files, and the function that fetches it."""
 
     name: str
     title: str

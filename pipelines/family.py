@@ -36,9 +36,9 @@ class Metric:
     label: str
     meaning: str
     best: Literal["high", "low"] | float = "high"
-    """Which value is best: a high one, a low one, or the one nearest to a number."""
+    """The best value: a high one, a low one, or the one nearest to a number."""
     undefined: str = ""
-    """Why it may not be defined on validation rows, and the remedy."""
+    """Reason why it may not be defined on validation rows, and the remedy."""
 
     def gain(self, value: float) -> float:
         """Return the value so that more is better."""
@@ -62,14 +62,14 @@ class Examples(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a split is read."""
+    """Settings by which a split is read."""
 
     batch_size: int
     seed: int = 0
     shuffle_rows: int | None = None
     """Rows among which training shuffles; None for the order of the shards."""
     verify: bool = True
-    """Whether shards are compared with their hashes."""
+    """Compare shards with their hashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,11 @@ class Family:
     metrics: Mapping[str, Metric]
     """By name, in the order of tables."""
     monitor: str
-    """What `train.monitor` is by default."""
+    """Default of `train.monitor`."""
     headline: tuple[str, ...]
     """The few metrics of a line of the log."""
     problems: Callable[[Job], list[str]]
-    """What a job lacks or has wrong, a line each, beside the rules for all families."""
+    """Lines for what a job lacks or has wrong, beside the rules for all families."""
     examples: Callable[[Prepared, SplitName, Reading, Ranks, Any], Examples]
     """Batches of a split, on a device."""
     measure: Callable[[Scoring, Examples, SplitName], Mapping[str, float] | None]

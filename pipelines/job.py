@@ -65,12 +65,12 @@ OneByte = Annotated[str, AfterValidator(_one_byte)]
 
 
 class CsvFormat(Config):
-    """How CSV and TSV files are written, where that is not as usual."""
+    """Format of CSV and TSV files, where it is not the usual one."""
 
     delimiter: OneByte | None = None
-    """What divides the fields; a comma in `.csv`, a tab in `.tsv` when absent."""
+    """Character between fields; a comma in `.csv`, a tab in `.tsv` when absent."""
     quote: OneByte | Literal[""] = '"'
-    """What stands around a field that holds the delimiter; `""` where quotes are plain text."""
+    """Character around a field that holds the delimiter; `""` where quotes are plain text."""
     columns: list[str] | None = Field(default=None, min_length=1)
     """Names of the columns, for files without a header."""
     nulls: list[str] = []
@@ -101,7 +101,7 @@ class Join(Config):
     path: str | list[str]
     """Path, glob or fsspec URL of the side table (Parquet, CSV or NDJSON)."""
     csv: CsvFormat = CsvFormat()
-    """How it is written, where it is CSV or TSV and not as usual."""
+    """Format of the table, where it is CSV or TSV and not the usual one."""
     on: str | list[str]
     """Key columns, of the same names on both sides; they must be unique in the side table."""
     how: Literal["left", "inner"] = "left"
@@ -111,7 +111,7 @@ class Join(Config):
 
 
 class Data(Config):
-    """Where the rows are: `train`, `valid` and `test`, or one `source` and a `split` rule."""
+    """Files of the rows: `train`, `valid` and `test`, or one `source` and a `split` rule."""
 
     root: str | None = None
     """Folder or fsspec URL that relative paths of this section start from; the current folder when absent."""
@@ -124,9 +124,9 @@ class Data(Config):
     source: str | list[str] | None = None
     """All rows in one place, to be divided by `split`."""
     split: Split | None = None
-    """How `source` is divided."""
+    """Rule that divides `source`."""
     csv: CsvFormat = CsvFormat()
-    """How the CSV and TSV files of these rows are written; each side table has its own `csv`."""
+    """Format of the CSV and TSV files of these rows; each side table has its own `csv`."""
     join: list[Join] = []
     """Side tables."""
     derive: dict[str, str] = {}
@@ -216,7 +216,7 @@ class ModelSection(BaseModel):
 
 
 class SparseOptimizer(Config):
-    """How embedding tables learn."""
+    """Training of embedding tables."""
 
     mode: Literal["auto", "lazy", "fused", "dense"] = "auto"
     """`lazy`: plain torch tables in one process; Adam, whose steps compute the rows of a batch alone.
@@ -231,7 +231,7 @@ class SparseOptimizer(Config):
 
 
 class DenseOptimizer(Config):
-    """How all other weights learn: Adam."""
+    """Training of all other weights, by Adam."""
 
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate."""
@@ -252,13 +252,13 @@ class Train(Config):
     """Other weights."""
     monitor: str | None = None
     """Validation metric that decides, or several joined by '-', whose gains are summed, as auc-logloss; the
-    first metric of the model's family when absent."""
+    default of the model's family when absent."""
     min_delta: float = Field(default=1e-6, ge=0)
     """Improvement that counts."""
     patience: int = Field(default=2, gt=0)
     """Epochs without improvement before training stops; each lowers both learning rates."""
     lr_factor: float = Field(default=0.1, gt=0, le=1)
-    """What a plateau multiplies the learning rates by."""
+    """Factor of the learning rates at a plateau."""
     min_lr: float = Field(default=1e-6, ge=0)
     """Learning rates fall no lower."""
     clip_norm: float = Field(default=10.0, gt=0)
@@ -292,7 +292,7 @@ class Export(Config):
     precision: Literal["float32", "int8"] = "float32"
     """Of the dense layers: int8 takes a fraction of the CPU time, and costs some AUC, which is measured."""
     int8_tolerance: float = Field(default=0.1, gt=0)
-    """What stands for `tolerance` with int8, where single rows differ by some hundredths."""
+    """`tolerance` with int8, where single rows differ by some hundredths."""
     max_auc_cost: float = Field(default=0.001, ge=0)
     """With int8: the release is refused where the validation AUC falls by more."""
     golden_rows: int = Field(default=32, gt=0)
@@ -305,15 +305,15 @@ class Job(Config):
     name: FolderName
     """Name of the job; folders of runs and releases carry it."""
     data: Data
-    """Where the rows are."""
+    """Rows: files, joins, split."""
     features: Features
-    """What the model sees, and what it should predict."""
+    """Columns that the model sees, and the one that it should predict."""
     model: ModelSection
-    """What learns."""
+    """Model and its settings."""
     train: Train = Train()
-    """How it learns."""
+    """Training."""
     export: Export = Export()
-    """What the release looks like."""
+    """Release."""
 
 
 def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
@@ -392,7 +392,7 @@ def dump_job(job: Job) -> str:
 
 
 def _model_problems(section: object) -> Iterator[str]:
-    """Yield what the model's own class refuses, so that a wrong job is told whole."""
+    """Yield the errors of the model's own settings, so that all of a job's errors come at once."""
     if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
         return
     settings = {key: value for key, value in section.items() if key != "type"}

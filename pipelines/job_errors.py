@@ -1,4 +1,4 @@
-"""What pydantic refuses in a job file, told as lines: the path in the file, what was expected and found.
+"""Errors of pydantic as lines for the reader of a job file: the path, what was expected and found.
 
 The types of the declared models are walked along with pydantic's location, since it also names there which
 alternative of a type it tried: that name stands in no file, but may look like a key of one.
@@ -24,7 +24,7 @@ _EXPECTED = {
     "list_type": "a list",
     "tuple_type": "a list",
 }
-"""What pydantic says in words of Python, in words of TOML."""
+"""Words of TOML for pydantic's words of Python."""
 
 
 def explain(
@@ -55,7 +55,7 @@ def explain(
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in a file an error lies."""
+    """Place of an error in a file."""
 
     path: str
     config: Any

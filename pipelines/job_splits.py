@@ -61,7 +61,7 @@ class LeaveOneOutSplit(Config):
 
 
 SplitValue = str | bool | int | float
-"""What says where a row belongs."""
+"""Column that says where a row belongs."""
 
 
 def _split_value(value: object) -> SplitValue:

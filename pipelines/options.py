@@ -30,4 +30,4 @@ Csv = Annotated[
         "times.",
     ),
 ]
-"""How CSV files are written."""
+"""Format of CSV files."""

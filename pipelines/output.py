@@ -1,8 +1,8 @@
-"""How results are written: whole or not at all, and durably.
+"""Writing of results: whole or not at all, and durably.
 
 A file or a folder is written under a temporary name, synced and renamed, so that a reader sees the old one
 or the new one and never a part. What a killed process leaves under such a name, the next one removes: it
-tells leavings from work in progress by a lock that the kernel releases with the process, never by age.
+tells that from work in progress by a lock that the kernel releases with the process, never by age.
 """
 
 from __future__ import annotations

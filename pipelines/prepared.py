@@ -44,7 +44,7 @@ class ColumnCounts(msgspec.Struct, frozen=True):
 
 
 class SplitStatistics(msgspec.Struct, frozen=True):
-    """What is known of the rows of one split."""
+    """Counts of the rows of one split."""
 
     rows: int
     positives: int
@@ -53,7 +53,7 @@ class SplitStatistics(msgspec.Struct, frozen=True):
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """What is known of all rows."""
+    """Counts and time range of all rows."""
 
     splits: dict[SplitName, SplitStatistics]
     time_range_ms: tuple[int, int] | None
@@ -61,7 +61,7 @@ class Statistics(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What made the folder."""
+    """Origin of the folder: format, splits, files, and the settings and inputs that made them."""
 
     format_version: int
     splits: tuple[SplitName, ...]

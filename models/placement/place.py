@@ -1,4 +1,4 @@
-"""Where a network's weights live, and how they learn there: on one device, or sharded over ranks.
+"""Placement of a network: on one device, or sharded over ranks, ready to learn or only to score.
 
 `fused`: TorchRec's DistributedModelParallel at any world size. Tables learn by row-wise Adagrad inside
 the backward pass, which costs time in the distinct codes of a batch. In one process only: `lazy`, the plain

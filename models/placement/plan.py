@@ -1,4 +1,4 @@
-"""How TorchRec shards a network: the optimiser of its tables, the plan, and the wrapping."""
+"""Sharding by TorchRec: the optimiser of the tables, the plan, and the wrapping."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class LearnSettings:
-    """How fast weights learn, and what bounds them; sparse are those of embeddings."""
+    """Learning rates, penalties and bounds; sparse are those of embeddings."""
 
     sparse_lr: float
     dense_lr: float

@@ -32,12 +32,12 @@ from headwater.models.tables.looked import Looked, Rows
 
 _CACHED_SIZES = 8
 _TABLE = 2**32
-"""What a table's number is multiplied by, to tell its codes from those of other tables."""
+"""Factor of a table's number, which tells its codes from those of other tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class _BagLayout:
-    """What is the same for every batch of B examples."""
+    """Constants of every batch of B examples."""
 
     gather_V: Tensor
     """Position in the flat codes of every code, by table, then by example; int32."""

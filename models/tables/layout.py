@@ -1,4 +1,4 @@
-"""Where the columns of a slot lie in a batch, worked out once from the schema.
+"""Layout of the columns of a slot in a batch, worked out once from the schema.
 
 B examples, W code slots of a batch, F features of a slot.
 """

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Validation:
-    """What was found out about a job; tables are lists of rows by the names of their columns."""
+    """Findings about a job; tables are lists of rows by the names of their columns."""
 
     problems: list[str] = field(default_factory=list)
     features: list[dict[str, Any]] = field(default_factory=list)

@@ -45,7 +45,7 @@ _PROBE_TIMEOUT_S = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
-    """What is installed and what this machine has; None where a package is absent."""
+    """Installed versions and what this machine has; None where a package is absent."""
 
     headwater: str | None = None
     python: str = ""
@@ -60,12 +60,12 @@ class Versions:
     onnxruntime: str | None = None
     polars: str | None = None
     has_driver: bool = False
-    """Whether the NVIDIA driver's library loads."""
+    """True where the NVIDIA driver's library loads."""
     gpus: tuple[str, ...] = ()
     cpu_flags: tuple[str, ...] = ()
     """Those of `bf16_flags` that the CPU has."""
     import_error: str | None = None
-    """Why `import torchrec` failed."""
+    """Error of `import torchrec`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ def _trained(
 
     Settings that training has fixed are all but those that start with `may_change`. `--set` may not
     change them in a run that is named; a run that is found by its job's name may differ in them from
-    the job file, which is told.
+    the job file, and a note says so.
     """
     from headwater.pipelines.job import dump_job
     from headwater.pipelines.reporting.compare import differences

@@ -40,7 +40,7 @@ class _Word(NamedTuple):
     end: int
     is_quoted: bool
     is_called: bool
-    """Whether a parenthesis follows."""
+    """True where a parenthesis follows."""
 
 
 def reads(text: str, columns: Collection[str], key: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the columns of a data file look like: the evidence from which `headwater init` guesses a job.
+"""Profile of the columns of a data file: the evidence from which `headwater init` guesses a job.
 
 Types are those that a run will see, settled over whole files; the rest is measured on the first rows,
 which are held in memory.
@@ -33,7 +33,7 @@ class Profile:
     found: pl.DataType
     """Type in the data."""
     raw: RawColumn | None
-    """What encoders read; None where none can."""
+    """Type as encoders read it; None where none can."""
     missing: int = 0
     distinct: int = 0
     values: tuple[int | float | str, ...] = ()
@@ -44,7 +44,7 @@ class Profile:
     high: float | None = None
     mean_chars: float = 0.0
     separator: str | None = None
-    """What divides the text into values of their own, as `|` in `Comedy|Drama`."""
+    """Separator of values within the text, as `|` in `Comedy|Drama`."""
     entries: int = 1
     """Entries that 95 of 100 lists do not exceed."""
     is_time_text: bool = False

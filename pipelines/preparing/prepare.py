@@ -193,7 +193,7 @@ def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema, label: str) -> pl
 def time_range_ms(parts: Sequence[pl.LazyFrame], *, in_ms: bool) -> tuple[int, int] | None:
     """Return first and last event time of staged rows in ms, None where the job names none.
 
-    The unit of times not known to be `in_ms` is told from their size.
+    The unit of times not known to be `in_ms` follows from their size.
     """
     if TIME not in parts[0].collect_schema():
         return None

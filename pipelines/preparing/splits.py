@@ -1,4 +1,4 @@
-"""Which rows are for training, validation and test: the rules of `[data] split`.
+"""Rules of `[data] split`: which rows are for training, validation and test.
 
 A rule looks at the staged rows, fragment by fragment, and gives a condition for each split. It depends on the
 rows and their order only, never on how they are cut into fragments. What each rule promises:

@@ -35,7 +35,7 @@ class _MixedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SlotParts:
-    """Which features of a slot come from the context, by position among the slot's features."""
+    """Positions of the features of a slot that come from the context."""
 
     once: tuple[int, ...]
     each: tuple[int, ...]

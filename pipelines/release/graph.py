@@ -3,7 +3,7 @@
 Three parts joined in one graph: the encoders (`feature_store.onnx_compiler`), the embedding
 lookups written by hand, and the dense layers as torch exports them. Exporting the TorchRec modules
 themselves gives hundreds of nodes and is many times slower; here a slot costs an Add and a Gather,
-and a few nodes more where it has lists or numbers. At one row the time goes by the number of nodes,
+and a few nodes more where it has lists or numbers. At one row the number of nodes decides the time,
 so the codes become one matrix at once. What context columns alone decide is computed for one row,
 up to and with the first dense layers (`context`).
 

@@ -54,7 +54,7 @@ def quantized(model: ModelProto, feeds: Feeds) -> ModelProto:
     `feeds` are inputs of real rows: their activations set the ranges.
     """
     with tempfile.TemporaryDirectory(prefix="headwater-int8-") as folder, _quiet():
-        # By files: the tool spoils a model that it gets in memory.
+        # By files: the tool changes a model that it gets in memory.
         given, plain, result = (
             Path(folder) / f"{name}.onnx" for name in ("given", "plain", "int8")
         )
@@ -142,7 +142,7 @@ def part_feeds(slots: Mapping[str, NDArray[np.float32]], parts: Mapping[str, Slo
 
 @dataclass(frozen=True, slots=True)
 class Int8Cost:
-    """What 8-bit layers cost on labelled rows."""
+    """Cost of 8-bit layers on labelled rows."""
 
     auc_float32: float
     auc_int8: float

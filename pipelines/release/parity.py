@@ -39,7 +39,7 @@ Network = Callable[[Batch], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far the graph is from the network, and how fast it is on one thread."""
+    """Distance of the graph from the network, and its speed on one thread."""
 
     max_abs_diff: float
     p99_abs_diff: float

@@ -1,4 +1,4 @@
-"""What the pages of Headwater share: one self-contained HTML file from a template.
+"""Pages of reports: each one self-contained HTML file from a template.
 
 Styles are inside, pictures are embedded SVG, there is no script and nothing is fetched. Whatever a
 column or a value is called is text and nothing else: jinja2 escapes it, and the page's own security

@@ -37,7 +37,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     still_improving: bool = False
     monitor: str
     best: float | None
-    """What the monitor had at the best epoch, to be maximised."""
+    """Value of the monitor at the best epoch, to be maximised."""
     seconds: float
     """Time spent in steps."""
     rows_per_second: float
@@ -51,7 +51,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def remedy(self) -> str | None:
-        """What to do about a training that `epochs` ended while it still improved; None for others."""
+        """Advice on a training that `epochs` ended while it still improved; None for others."""
         if not self.still_improving:
             return None
         return (

@@ -76,7 +76,7 @@ class Run:
 
     @property
     def metrics(self) -> RunMetrics:
-        """What `metrics.json` says; RunError where training has not ended, or the file is damaged."""
+        """Content of `metrics.json`; RunError where training has not ended, or the file is damaged."""
         path = self.path / METRICS
         try:
             return read_run_metrics(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Numbers so small that a processor takes them for zero only when it is told to."""
+"""Flush denormals while training: numbers so small that a CPU computes them slowly."""
 
 from __future__ import annotations
 

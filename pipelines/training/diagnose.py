@@ -1,4 +1,4 @@
-"""Why a loss is not a number: the columns, tables or modules that hold non-finite values."""
+"""Diagnosis of a loss that is not a number: the columns, tables or modules that hold non-finite values."""
 
 from __future__ import annotations
 

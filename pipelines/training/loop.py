@@ -43,7 +43,7 @@ LOG_STEPS = 100
 
 @dataclass(slots=True)
 class _Position:
-    """Where training is, in plain values: what a checkpoint keeps beside tensors."""
+    """Progress of training in plain values, which a checkpoint keeps beside tensors."""
 
     epoch: int = 1
     """The epoch that is being trained, from 1."""
@@ -90,7 +90,7 @@ class Loop:
         self.device = self.placement.device
         self.keep = keep
         self.record: Training | None = None
-        """How training ended, once it has."""
+        """The record of the training, once it has ended."""
         self.family = family_of(job)
         self.monitor = job.train.monitor or self.family.monitor
         self.examples = examples

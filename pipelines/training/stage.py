@@ -58,13 +58,13 @@ class Training:
 
 @dataclass(slots=True)
 class TrainingStage:
-    """What `models.phases.Stage` asks for, on the data and the machine of one training."""
+    """The `models.phases.Stage` of one phase, on the data and the machine of one training."""
 
     training: Training
     number: int
     """Number of the phase, from 0."""
     resumes: bool
-    """Whether to go on from checkpoints that are there."""
+    """True to go on from checkpoints that are there."""
     ended: Loop | None = field(default=None, init=False)
     """The last descent."""
 
