@@ -21,7 +21,7 @@ from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.data.expressions import reads
 from headwater.pipelines.family import Reading, Trained, family_of
 from headwater.pipelines.job import Export
-from headwater.pipelines.output import workspace
+from headwater.pipelines.output import workspace, writing
 from headwater.pipelines.prepared import load_prepared
 from headwater.pipelines.ranks import Ranks
 from headwater.pipelines.release.writer import publish
@@ -129,7 +129,8 @@ def write_release(
             time_range_ms=time_range_ms,
             files={},
         )
-        manifest = family_of(job).release(trained, manifest, part)
+        with writing(releases / name):
+            manifest = family_of(job).release(trained, manifest, part)
         files = {path.name: file_sha256(path) for path in sorted(part.iterdir())}
         return publish(part, releases / name, replace(manifest, files=files))
 

@@ -15,7 +15,6 @@ from headwater.feature_store.schema import Schema
 from headwater.pipelines.console import note
 from headwater.pipelines.family import Trained
 from headwater.pipelines.job import Job
-from headwater.pipelines.output import writing
 from headwater.pipelines.release.builder import OUTPUT
 from headwater.pipelines.release.golden import golden_rows
 from headwater.pipelines.release.graph import (
@@ -75,8 +74,7 @@ def write_scorer(trained: Trained, manifest: Manifest, folder: Path) -> Manifest
         negative_rate=job.data.negative_rate,
         opset=opset,
     )
-    with writing(folder):
-        graph.write(folder / MODEL_NAME)
+    graph.write(folder / MODEL_NAME)
     described = Graph(
         inputs=_inputs(job, schema),
         outputs=(Output(name=OUTPUT),),
