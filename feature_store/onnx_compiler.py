@@ -92,9 +92,8 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
     return graph
 
 
-def least_opset(columns: Iterable[fs.EncodedColumn]) -> int:
-    """Return the operator set that the steps of columns need: 20 where they cut up or read text."""
-    steps = (step for column in columns for step in column.steps)
+def least_opset(steps: Iterable[fs.Step]) -> int:
+    """Return the operator set that steps need: 20 where they cut up or read text."""
     return 20 if any(isinstance(step, fs.Split | fs.Time) for step in steps) else LEAST_OPSET
 
 

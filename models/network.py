@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ def build_network(
 
     JobError names the setting that asks for a column that the schema does not have.
     """
-    _check_columns(schema, model_class, config)
+    _require_columns(schema, model_class, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
         model = model_class(config, num_features=len(schema.columns))
@@ -47,7 +49,7 @@ def draft_model(schema: Schema, model_class: type[Model], config: ModelConfig) -
 
     JobError as `build_network` raises it.
     """
-    _check_columns(schema, model_class, config)
+    _require_columns(schema, model_class, config)
     with torch.device("meta"):
         return model_class(config, num_features=len(schema.columns))
 
@@ -71,8 +73,11 @@ def least_rows(model: nn.Module) -> int:
     return 2 if has_batch_norm else 1
 
 
-def _check_columns(schema: Schema, model_class: type[Model], config: ModelConfig) -> None:
-    known = [column.name for column in schema.columns]
+def column_problems(
+    known: Sequence[str], model_class: type[Model], config: ModelConfig
+) -> list[str]:
+    """Return a line for each feature that a setting names and that is not among the `known`."""
+    problems: list[str] = []
     for slot, wanted in model_class.slots(config).items():
         for name in wanted.columns or ():
             if name in known:
@@ -81,6 +86,11 @@ def _check_columns(schema: Schema, model_class: type[Model], config: ModelConfig
                 key for key, value in config if isinstance(value, tuple | list) and name in value
             ]
             hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
-            raise JobError(
-                f"model.{keys[0] if keys else slot}: {name!r} is not an encoded column.{hint}"
-            )
+            problems.append(f"model.{keys[0] if keys else slot}: {name!r} is not a feature.{hint}")
+    return problems
+
+
+def _require_columns(schema: Schema, model_class: type[Model], config: ModelConfig) -> None:
+    known = [column.name for column in schema.columns]
+    if problems := column_problems(known, model_class, config):
+        raise JobError("\n".join(problems))

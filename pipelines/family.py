@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from headwater.feature_store.errors import TrainingError
+    from headwater.feature_store.schema import Schema
+    from headwater.models.network import Network
     from headwater.models.placement.placement import Placement
     from headwater.pipelines.evaluation.records import Evaluation
     from headwater.pipelines.job import Job
     from headwater.pipelines.prepared import Prepared, SplitName
     from headwater.pipelines.ranks import Ranks
+    from headwater.serving.manifest import Manifest
 
 FAMILIES = {"ctr": "headwater.pipelines.families.ctr:CTR"}
 """Name to `module:NAME` of the record, imported when it is used."""
@@ -80,6 +85,19 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained network on the CPU, and the data by which its release is proven."""
+
+    network: Network
+    schema: Schema
+    job: Job
+    sample: pl.DataFrame
+    """Real normalised raw rows, and the label."""
+    valid: Callable[[], Examples] | None = None
+    """Validation rows, by which the cost of int8 is measured; the sample when absent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
     """A section of a report: a template of `reporting/templates/` and what it shows."""
 
@@ -100,6 +118,8 @@ class Family:
     """What `train.monitor` is by default."""
     headline: tuple[str, ...]
     """The few metrics of a line of the log."""
+    problems: Callable[[Job], list[str]]
+    """What a job lacks or has wrong, a line each, beside the rules for all families."""
     examples: Callable[[Prepared, SplitName, Reading, Ranks, Any], Examples]
     """Batches of a split, on a device."""
     measure: Callable[[Scoring, Examples, SplitName], Mapping[str, float] | None]
@@ -112,6 +132,9 @@ class Family:
     """Its type, to read it from its file."""
     panels: Callable[[Evaluation], Iterable[Panel]]
     """Sections of the report, in order."""
+    release: Callable[[Trained, Manifest, Path], Manifest]
+    """Write the files of a release into a folder, proven, and add to its manifest kind, graphs, artefacts and
+    parity; JobError for a wrong `[export]` setting."""
 
     def why_undefined(self, values: Mapping[str, float], monitor: str) -> str:
         """Return why the monitor has no value, and the remedy."""

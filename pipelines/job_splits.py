@@ -121,3 +121,14 @@ class ColumnSplit(Config):
 Split = Annotated[
     TimeSplit | RatioSplit | LeaveOneOutSplit | ColumnSplit, Field(discriminator="by")
 ]
+
+
+def split_columns(split: Split | None) -> tuple[str, ...]:
+    """Return the raw columns that a rule reads."""
+    match split:
+        case TimeSplit() | ColumnSplit():
+            return (split.column,)
+        case LeaveOneOutSplit():
+            return split.time, split.user
+        case RatioSplit() | None:
+            return ()

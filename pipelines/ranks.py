@@ -39,7 +39,9 @@ def find_ranks() -> Ranks:
 
 
 def start_ranks(ranks: Ranks, device: torch.device) -> None:
-    """Join the process group of all ranks, once; one process needs none."""
+    """Take the device, and join the process group of all ranks, once; one process needs none."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if ranks.world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from headwater.feature_store.schema import Schema
 from headwater.models.base import ModelConfig
 from headwater.models.network import Network, build_network
@@ -9,7 +11,7 @@ from headwater.models.placement.settings import LearnSettings
 from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.family import family_of
 from headwater.pipelines.job import Job, ModelSection, read_model
-from headwater.pipelines.ranks import find_ranks
+from headwater.pipelines.ranks import Ranks, find_ranks
 
 
 def resolve(job: Job) -> Job:
@@ -37,6 +39,17 @@ def how_tables_learn(job: Job) -> tuple[Mode, float]:
     if mode == "auto":
         mode = "lazy" if find_ranks().world_size == 1 else "fused"
     return mode, sparse.lr or (0.02 if mode == "fused" else 1e-3)
+
+
+def training_device(job: Job, ranks: Ranks) -> torch.device:
+    """Return the device that a rank trains on, which this machine may lack.
+
+    RuntimeError where `train.device` is the name of no device.
+    """
+    wanted = job.train.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", ranks.local_rank) if wanted == "cuda" else torch.device(wanted)
 
 
 def learn_settings(job: Job) -> LearnSettings:

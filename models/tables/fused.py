@@ -27,11 +27,9 @@ from headwater.models._torchrec import (
     PoolingType,
     ShardedTensor,
 )
-from headwater.models.tables.layout import SlotLayout, initial_table
+from headwater.models.tables.layout import LANE, SlotLayout, fused_problems, initial_table
 from headwater.models.tables.looked import Looked, Rows
 
-LANE = 4
-"""fbgemm takes tables whose dimension is a multiple of this."""
 _CACHED_SIZES = 8
 _TABLE = 2**32
 """What a table's number is multiplied by, to tell its codes from those of other tables."""
@@ -59,7 +57,10 @@ class FusedTables(nn.Module):
         self.width = width
         self.seed = seed
         self.layouts = [layout for layout in layouts if layout.tables]
-        self.padded = {layout.name: _pad(layout) for layout in self.layouts}
+        if problems := fused_problems(layout.dim for layout in self.layouts):
+            raise JobError("\n".join(problems))
+        # First-order weights, of dimension 1, are padded to what fbgemm takes.
+        self.padded = {layout.name: max(layout.dim, LANE) for layout in self.layouts}
         self.keys = [table_name(layout.name, column.name) for layout, column in self._tables()]
         configs = [
             EmbeddingBagConfig(
@@ -258,16 +259,3 @@ class FusedTables(nn.Module):
 def table_name(slot: str, column: str) -> str:
     """Return the name of a table; a module's name cannot hold a dot, which a column's may."""
     return f"{slot}:{column.replace('%', '%25').replace('.', '%2E')}"
-
-
-def _pad(layout: SlotLayout) -> int:
-    """Return the dimension of a slot's tables: its own, or 4 for first-order weights."""
-    if layout.dim == 1:
-        return LANE
-    if layout.dim % LANE:
-        above = layout.dim + LANE - layout.dim % LANE
-        raise JobError(
-            f"model.embedding_dim = {layout.dim}: fused tables need a multiple of {LANE}. "
-            f"Set model.embedding_dim = {above}, or train in one process by train.sparse.mode = 'lazy'."
-        )
-    return layout.dim

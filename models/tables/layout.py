@@ -5,7 +5,7 @@ B examples, W code slots of a batch, F features of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.base import Slot
 from headwater.models.seeds import derive_seed
+
+LANE = 4
+"""fbgemm takes tables whose dimension is a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,16 @@ def mean_members(layout: SlotLayout, width: int) -> Tensor | None:
         if column.length > 1 and column.pooling == "mean":
             members_WF[place, feature] = 1
     return members_WF if members_WF.any() else None
+
+
+def fused_problems(dims: Iterable[int]) -> list[str]:
+    """Return a line for each dimension of tables that fbgemm does not take; 1 is padded for it."""
+    return [
+        f"model.embedding_dim: {dim} is not a multiple of {LANE}, as fused tables need. "
+        f"Set {dim + LANE - dim % LANE}, or train.sparse.mode = 'lazy'."
+        for dim in dict.fromkeys(dims)
+        if dim > 1 and dim % LANE
+    ]
 
 
 def initial_table(seed: int, slot: str, column: EncodedColumn, dim: int) -> Tensor:

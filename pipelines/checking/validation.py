@@ -11,17 +11,36 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from headwater.feature_store.errors import InputError, JobError, did_you_mean
+import polars as pl
 
-if TYPE_CHECKING:
-    import polars as pl
-
-    from headwater.feature_store.encoders import Declared
-    from headwater.feature_store.schema import RawColumn
-    from headwater.pipelines.job import Job
-    from headwater.pipelines.preparing.staging import Source
+from headwater.feature_store import fit
+from headwater.feature_store.encoders import Calendar, Codes, Column
+from headwater.feature_store.errors import InputError, JobError
+from headwater.feature_store.readings import Fail, read
+from headwater.pipelines.data import columns
+from headwater.pipelines.data.files import find_files
+from headwater.pipelines.data.names import LABEL
+from headwater.pipelines.data.rows import Rows
+from headwater.pipelines.data.source_file import SourceFile
+from headwater.pipelines.data.table import Table
+from headwater.pipelines.job import Job, read_model
+from headwater.pipelines.prepared import SplitName, time_text
+from headwater.pipelines.preparing import staging
+from headwater.pipelines.preparing.prepare import time_range_ms
+from headwater.pipelines.preparing.staging import Source
+from headwater.pipelines.ranks import find_ranks
+from headwater.pipelines.rules.data import (
+    absent_columns,
+    class_problems,
+    column_needs,
+    column_types,
+    known_columns,
+    label_problems,
+)
+from headwater.pipelines.rules.release import context_problems, opset_problems
+from headwater.pipelines.rules.settings import setting_problems
 
 T = TypeVar("T")
 
@@ -77,15 +96,12 @@ class Validation:
 
 def check_job(job: Job) -> Validation:
     """Return what is wrong with a job and its data, or else what the model and the release will see."""
-    result = Validation()
-    _check_model(job, result)
-    _check_training(job, result)
+    result = Validation(setting_problems(job, find_ranks()))
+    _describe_model(job, result)
     _check_columns(job, result)
-    _check_context(job, result)
+    result.problems += _context_problems(job)
     if not result.problems:
-        from headwater.pipelines.preparing.staging import Source
-
-        source = result.attempt(lambda: Source(job))
+        source = result.attempt(lambda: staging.Source(job))
         if source is not None:
             _describe(job, source, result)
             _check_values(source, result)
@@ -99,142 +115,69 @@ def require_sound(job: Job, source: object = "job") -> None:
 
     Preparing and training may take hours; whoever begins them asks this first. `source` names the job.
     """
-    result = Validation()
-    _check_model(job, result)
-    _check_training(job, result)
-    _check_context(job, result)
-    result.require_none(source)
+    if problems := [*setting_problems(job, find_ranks()), *_context_problems(job)]:
+        raise JobError("\n".join(f"{source}: {problem}" for problem in problems))
 
 
-def _check_model(job: Job, result: Validation) -> None:
-    """Check the model's settings, and that it asks for features that there are."""
-    from headwater.pipelines.job import read_model
-    from headwater.pipelines.resolved import how_tables_learn
-
-    try:
-        model_class, config = read_model(job.model.type, job.model.settings())
-    except JobError as error:
-        result.problems += str(error).splitlines()
-        return
-    result.model = {"type": job.model.type, **config.model_dump(mode="json")}
-    # fbgemm's rule; asking it would take seconds, for TorchRec to be imported.
-    dim = config.embedding_dim
-    if how_tables_learn(job)[0] == "fused" and dim > 1 and dim % 4:
-        result.problems.append(
-            f"model.embedding_dim: {dim} is not a multiple of 4, as fused tables need. "
-            f"Set {dim + 4 - dim % 4}, or train.sparse.mode = 'lazy'."
-        )
-    names = [encoder.name for encoder in job.features.columns]
-    for slot, wanted in model_class.slots(config).items():
-        for name in wanted.columns or ():
-            if name not in names:
-                key = next((k for k, v in config if isinstance(v, tuple) and name in v), slot)
-                result.problems.append(
-                    f"model.{key}: {name!r} is not a feature.{_near(name, names)}"
-                )
+def _context_problems(job: Job) -> list[str]:
+    """Return what is wrong with `export.context`, by the columns that features declare to read."""
+    columns = (each for each in job.features.columns if isinstance(each, Column))
+    read = list(dict.fromkeys(each.inputs[0] for each in columns))
+    return context_problems(job.export.context, read)
 
 
-def _check_training(job: Job, result: Validation) -> None:
-    """Check that the settings can train on this machine."""
-    from headwater.pipelines.ranks import find_ranks
-    from headwater.pipelines.training.settings import check_settings
-
-    result.attempt(lambda: check_settings(job, find_ranks()))
+def _describe_model(job: Job, result: Validation) -> None:
+    """Fill in the model's settings, with their defaults."""
+    found = result.attempt(lambda: read_model(job.model.type, job.model.settings()))
+    if found is not None:
+        result.model = {"type": job.model.type, **found[1].model_dump(mode="json")}
 
 
 def _check_columns(job: Job, result: Validation) -> None:
-    """Check files, columns and types."""
-    from headwater.feature_store.encoders import Column
-    from headwater.feature_store.fit import check, raw_columns
-    from headwater.pipelines.data.files import find_files
-    from headwater.pipelines.data.rows import Rows
-    from headwater.pipelines.data.table import Table
-    from headwater.pipelines.preparing.staging import declared_dtypes, readable
-
+    """Check files, columns and types, and what the types ask of the release."""
     data = job.data
-    files: list[Any] = []
+    files: list[SourceFile] = []
     for patterns in (data.source, data.train, data.valid, data.test):
         for pattern in _list(patterns):
             files += result.attempt(lambda pattern=pattern: find_files(pattern, data.csv)) or []
-    sides = [
-        result.attempt(lambda join=join: Table(find_files(join.path, join.csv)).names())
+    tables = [
+        result.attempt(lambda join=join: _readable(Table(find_files(join.path, join.csv))))
         for join in data.join
     ]
-    if result.problems and (not files or None in sides):
+    sides = [each for each in tables if each is not None]
+    if not files or len(sides) < len(tables):
         return
-    table = Table(files)
-    names = result.attempt(table.names)
-    if names is None:
+    table = result.attempt(lambda: _readable(Table(files)))
+    if table is None:
         return
-    joined = (name for side in sides for name in side or ())
-    known = list(dict.fromkeys([*names, *joined, *data.derive]))
-    wanted: dict[str, str] = {}
-    for name, reason in _wanted(job):
-        if name in known:
-            wanted.setdefault(name, f"({reason} needs it.)")
-        else:
-            result.problems.append(
-                f"{table.path}: {reason}: column {name!r} is not in the data.{_near(name, known)}"
-            )
-    dtypes = declared_dtypes(job.features.columns)
-    rows = result.attempt(lambda: Rows(table, data, wanted, dtypes=dtypes))
+    known = known_columns([table, *sides], data)
+    result.problems += absent_columns(job, known, table.path)
+    wanted = {name: need for name, need in column_needs(job).items() if name in known}
+    dtypes = staging.declared_dtypes(job.features.columns)
+    rows = result.attempt(lambda: Rows(table, sides, data, wanted, dtypes=dtypes))
     if rows is None:
         return
-    raw: dict[str, RawColumn] = {}
-    sound: list[Declared] = []
-    for encoder in job.features.columns:
-        if isinstance(encoder, Column) and encoder.inputs[0] not in wanted:
-            continue
-        found = result.attempt(lambda each=encoder: raw_columns([each], rows.schema))
-        if found is None:
-            continue
-        found = readable([encoder], found)
-        merged = {**found, **raw} if not isinstance(encoder, Column) else {**raw, **found}
-        sound.append(encoder)
-        before = len(result.problems)
-        result.attempt(lambda each=tuple(sound), known=merged: check(each, known))
-        if len(result.problems) > before:
-            sound.pop()
-        raw = merged
+    result.problems += label_problems(job, known)
+    raw, problems = column_types(job.features.columns, rows.schema)
+    result.problems += problems
+    result.problems += opset_problems(
+        job.export.opset,
+        {
+            each.name: fit.reading_steps(each, raw[each.inputs[0]])
+            for each in job.features.columns
+            if isinstance(each, Column) and each.inputs[0] in raw
+        },
+    )
 
 
-def _wanted(job: Job) -> Iterable[tuple[str, str]]:
-    """Yield each column that the job reads, with the key that reads it."""
-    from headwater.feature_store.encoders import Column
-    from headwater.pipelines.preparing import splits
-
-    for encoder in job.features.columns:
-        if isinstance(encoder, Column):
-            yield encoder.inputs[0], f"feature {encoder.name!r}"
-    for key in ("label", "user", "item", "time", "group", "weight"):
-        name = getattr(job.features, key)
-        if name is not None:
-            yield name, f"features.{key}"
-    for name in splits.columns(job.data.split).values():
-        yield name, "data.split"
-
-
-def _check_context(job: Job, result: Validation) -> None:
-    from headwater.feature_store.encoders import Column
-
-    columns = (each for each in job.features.columns if isinstance(each, Column))
-    read = list(dict.fromkeys(column.inputs[0] for column in columns))
-    result.problems += context_problems(job.export.context, read)
-
-
-def context_problems(context: Iterable[str], read: list[str]) -> list[str]:
-    """Return a line for each entry of `export.context` that is no raw column which features read."""
-    return [
-        f"export.context: {name!r} is no raw column of a feature.{_near(name, read)}"
-        for name in context
-        if name not in read
-    ]
+def _readable(table: Table) -> Table:
+    """Return a table whose columns have been looked up; DataError where its files cannot be read."""
+    table.names()
+    return table
 
 
 def _describe(job: Job, source: Source, result: Validation) -> None:
     """Fill in features and inputs."""
-    from headwater.feature_store.encoders import Codes, Column
-
     for encoder in job.features.columns:
         column = source.raw[encoder.inputs[0]] if isinstance(encoder, Column) else None
         settings = encoder.model_dump(
@@ -272,12 +215,6 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
 
 def _check_values(source: Source, result: Validation) -> None:
     """Read every value once; report the first wrong one of each column."""
-    from headwater.feature_store import fit
-    from headwater.feature_store.encoders import Calendar
-    from headwater.feature_store.readings import Fail, read
-    from headwater.pipelines.data import columns
-    from headwater.pipelines.preparing import staging
-
     name = source.job.features.label
     checks: dict[str, Callable[[pl.DataFrame, Fail], pl.DataFrame]] = {
         column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
@@ -315,14 +252,6 @@ def _read(source: Source, result: Validation) -> Iterable[Any]:
 
 def _check_splits(job: Job, result: Validation) -> None:
     """Count rows and positives of each split; a model needs both classes to train and to be judged."""
-    import polars as pl
-
-    from headwater.feature_store.encoders import Column
-    from headwater.pipelines.data.columns import LABEL
-    from headwater.pipelines.prepared import time_text
-    from headwater.pipelines.preparing import staging
-    from headwater.pipelines.preparing.prepare import time_range_ms
-
     # One feature stands for all: what matters here are label and split.
     first = next(each for each in job.features.columns if isinstance(each, Column))
     slim = job.model_copy(update={"features": job.features.model_copy(update={"columns": [first]})})
@@ -331,6 +260,7 @@ def _check_splits(job: Job, result: Validation) -> None:
         staged = result.attempt(lambda: staging.stage(source, Path(folder) / "staged"))
         if staged is None:
             return
+        counts: dict[SplitName, tuple[int, int]] = {}
         for split, condition in staging.conditions(source, staged).items():
             counted = pl.concat(file.rows for file in staged.files).filter(condition)
             times = time_range_ms([counted], in_ms=source.is_time_in_ms)
@@ -348,21 +278,8 @@ def _check_splits(job: Job, result: Validation) -> None:
                     "last (UTC)": last,
                 }
             )
-            if split == "test":
-                continue
-            if rows == 0:
-                result.problems.append(
-                    f"{source.table.path}: no rows for {split}; check `split` and `filter`."
-                )
-            elif positives in (0, rows):
-                result.problems.append(
-                    f"{source.table.path}: all {rows:,} rows of {split} have the label "
-                    f"{int(positives > 0)}; expected both 0 and 1. Check the label and `split`."
-                )
-
-
-def _near(name: str, known: list[str]) -> str:
-    return did_you_mean(name, known) or f" Known: {', '.join(known)}."
+            counts[split] = rows, positives
+        result.problems += class_problems(counts, source.table.path)
 
 
 def _list(value: str | list[str] | None) -> list[str]:

@@ -36,17 +36,23 @@ class _Side:
     frame: pl.DataFrame
 
 
+def side_tables(data: Data) -> list[Table]:
+    """Return the side tables of a job, in the order of its joins."""
+    return [Table(find_files(join.path, join.csv)) for join in data.join]
+
+
 class Rows:
     """The rows of a table under the joins, derivations and filter of a job's [data] section.
 
-    `wanted` names the columns to give, each with the sentence that says what needs it; `dtypes` are the types
-    that features declare. Raises JobError for a bad expression, DataError for an absent column or a key that
-    does not fit.
+    `sides` are the side tables of its joins. `wanted` names the columns to give, each with the sentence that
+    says what needs it; `dtypes` are the types that features declare. Raises JobError for a bad expression,
+    DataError for an absent column or a key that does not fit.
     """
 
     def __init__(
         self,
         table: Table,
+        sides: Sequence[Table],
         data: Data,
         wanted: Mapping[str, str],
         *,
@@ -55,7 +61,6 @@ class Rows:
         self.table = table
         self._columns = list(wanted)
         self._filter = data.filter
-        sides = [Table(find_files(join.path, join.csv)) for join in data.join]
         self.known = list(dict.fromkeys(name for each in [table, *sides] for name in each.names()))
         """Columns of the table and of its side tables."""
         readable = {*self.known, *data.derive}

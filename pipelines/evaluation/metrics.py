@@ -2,13 +2,13 @@
 
 N rows, G groups, P positives, M negatives. Everything takes NumPy arrays, memory-mapped ones too,
 and works through them in chunks of `CHUNK` rows where it can. A value that is not defined is NaN;
-whoever writes JSON writes null. `docs/metrics.md` has the definitions.
+whoever writes JSON writes null. `METRICS`, at the end, lists them; `docs/metrics.md` has the definitions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headwater.feature_store.schema import INT64_MIN
+from headwater.pipelines.family import Metric
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.uint8]
@@ -240,3 +241,69 @@ def chunks(rows: int) -> Iterator[slice]:
     """Yield slices of `CHUNK` rows that cover `rows`."""
     for start in range(0, rows, CHUNK):
         yield slice(start, min(start + CHUNK, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Rows of a split, and what several metrics take from them, computed once."""
+
+    label_N: Labels
+    logit_N: NDArray[np.float32]
+    totals: Totals
+    groups: Groups | None
+    """None where the job names no group."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Metrics by name; NaN where one is not defined, absent where the job asks for none."""
+        found = {name: metric.of(self) for name, metric in METRICS.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClickMetric(Metric):
+    """A metric of click models."""
+
+    of: Callable[[Measured], float | None]
+    """Its value; NaN where it is not defined, None where the job does not ask for it."""
+
+
+METRICS: Mapping[str, ClickMetric] = {
+    "auc": ClickMetric(
+        label="AUC",
+        meaning="a positive is scored above a negative; 0.5 is chance",
+        of=lambda rows: auc(rows.label_N, rows.logit_N),
+    ),
+    "gauc": ClickMetric(
+        label="grouped AUC",
+        meaning="the same within each group, by its rows",
+        undefined="no group has rows of both classes, so grouped AUC is not defined. "
+        "Set train.monitor = 'auc', or group by another column in features.group.",
+        of=lambda rows: None if rows.groups is None else rows.groups.weighted_auc,
+    ),
+    "logloss": ClickMetric(
+        label="logloss",
+        meaning="surprise at the labels, in nats; lower is better",
+        best="low",
+        of=lambda rows: rows.totals.logloss,
+    ),
+    "ne": ClickMetric(
+        label="normalised entropy",
+        meaning="logloss over that of a constant; below 1 beats it",
+        best="low",
+        of=lambda rows: rows.totals.normalised_entropy,
+    ),
+    "ece": ClickMetric(
+        label="ECE",
+        meaning="mean distance of probability and rate over 15 bins",
+        best="low",
+        of=lambda rows: rows.totals.expected_calibration_error,
+    ),
+    "calibration": ClickMetric(
+        label="calibration",
+        meaning="mean probability over positive rate; 1 is right",
+        best=1.0,
+        of=lambda rows: rows.totals.calibration,
+    ),
+}
+"""By name, in the order of tables."""

@@ -117,7 +117,7 @@ class ColumnImportance(msgspec.Struct, frozen=True, kw_only=True):
     """AUC that is lost when a column is shuffled among the rows."""
 
     column: str
-    auc_drop: float | None
+    auc_drop: float
 
 
 class Importance(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError, OutputError
 from headwater.feature_store.schema import EncodedColumn, Schema
-from headwater.pipelines.evaluation import metrics
-from headwater.pipelines.evaluation.metrics import Groups, Totals
+from headwater.pipelines.evaluation.metrics import Measured, group_auc, totals
 from headwater.pipelines.output import writing
 
 DTYPES = {"logit": np.float32, "label": np.uint8, "group": np.int64, "slices": np.uint8}
@@ -54,6 +53,12 @@ class Scores:
         assert label is not None
         assert slices is not None
         return cls(split, logit, label, found["group"], slices)
+
+    def measured(self) -> Measured:
+        """Return the rows with the sums and groups that metrics take from them."""
+        label_N, logit_N, group_N = self.label_N, self.logit_N, self.group_N
+        groups = None if group_N is None else group_auc(label_N, logit_N, group_N)
+        return Measured(label_N, logit_N, totals(label_N, logit_N), groups)
 
     def require_both_classes(self) -> None:
         """Raise DataError where there is no row, or only one class, so that AUC is not defined."""
@@ -172,22 +177,6 @@ def slice_columns(schema: Schema) -> list[tuple[EncodedColumn, int]]:
         for column, place in schema.code_places()
         if column.length == 1 and column.cardinality <= MAX_SLICE_CODES
     ]
-
-
-def measure(scores: Scores) -> tuple[dict[str, float], Totals, Groups | None]:
-    """Return the metrics by name, and the sums and groups behind them; NaN where not defined."""
-    sums = metrics.totals(scores.label_N, scores.logit_N)
-    groups = None
-    values = {"auc": metrics.auc(scores.label_N, scores.logit_N), "logloss": sums.logloss}
-    if scores.group_N is not None:
-        groups = metrics.group_auc(scores.label_N, scores.logit_N, scores.group_N)
-        values["gauc"] = groups.weighted_auc
-    values |= {
-        "ne": sums.normalised_entropy,
-        "ece": sums.expected_calibration_error,
-        "calibration": sums.calibration,
-    }
-    return values, sums, groups
 
 
 def all_finite(logit: NDArray[np.float32]) -> bool:

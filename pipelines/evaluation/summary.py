@@ -19,7 +19,7 @@ from headwater.pipelines.evaluation.records import (
     Roc,
     Slice,
 )
-from headwater.pipelines.evaluation.scores import Scores, measure
+from headwater.pipelines.evaluation.scores import Scores
 
 CALIBRATION_BINS = 20
 HISTOGRAM_BINS = 50
@@ -28,7 +28,8 @@ WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 
 def summarise(scores: Scores, columns: list[fs.EncodedColumn], *, seed: int = 0) -> ClickSplit:
     """Return everything the report shows of a split; `columns` are those of `slices_NS`."""
-    values, sums, groups = measure(scores)
+    rows = scores.measured()
+    sums, groups = rows.totals, rows.groups
     bounds = intervals(scores.label_N, scores.logit_N, seed=seed)
     fpr, tpr = metrics.roc_curve(scores.label_N, scores.logit_N)
     return ClickSplit(
@@ -36,7 +37,7 @@ def summarise(scores: Scores, columns: list[fs.EncodedColumn], *, seed: int = 0)
         positives=sums.positives,
         base_rate=sums.base_rate,
         mean_prob=sums.mean_prob,
-        metrics={**values},
+        metrics={**rows.values},
         groups=None
         if groups is None
         else GroupCounts(

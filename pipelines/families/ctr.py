@@ -15,18 +15,35 @@ from headwater.pipelines.evaluation.importance import (
     gate_values,
     permutation_importance,
 )
+from headwater.pipelines.evaluation.metrics import METRICS
 from headwater.pipelines.evaluation.predict import predict
 from headwater.pipelines.evaluation.records import ClickEvaluation, ClickSplit, Evaluation
-from headwater.pipelines.evaluation.scores import Scores, measure, slice_columns
+from headwater.pipelines.evaluation.scores import Scores, slice_columns
 from headwater.pipelines.evaluation.summary import summarise
-from headwater.pipelines.family import Examples, Family, Metric, Panel, Reading, Scoring
+from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring
+from headwater.pipelines.job import Job
 from headwater.pipelines.loader import Loader
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import Ranks
+from headwater.pipelines.release.scorer import write_scorer
 from headwater.pipelines.reporting.click_panels import click_panels
 from headwater.pipelines.training.diagnose import non_finite_loss
 
 _BLOCKS_OF_SAMPLE = 64
+
+
+def problems(job: Job) -> list[str]:
+    """Return what a job lacks for a click model."""
+    features = job.features
+    grouped = "gauc" in (job.train.monitor or "").split("-")
+    if not grouped or features.group or features.user:
+        return []
+    return [
+        (
+            "train.monitor: 'gauc' needs groups of rows, but neither features.group nor "
+            "features.user is set. Set one of them, or train.monitor = 'auc'."
+        )
+    ]
 
 
 def examples(
@@ -54,7 +71,7 @@ def measure_split(
     if scores is None:
         return None
     scores.require_both_classes()
-    return measure(scores)[0]
+    return scores.measured().values
 
 
 def evaluate_splits(
@@ -110,29 +127,15 @@ def panels(evaluation: Evaluation) -> Iterable[Panel]:
 
 CTR = Family(
     name="ctr",
-    metrics={
-        "auc": Metric("AUC", "a positive is scored above a negative; 0.5 is chance"),
-        "gauc": Metric(
-            "grouped AUC",
-            "the same within each group, by its rows",
-            undefined="no group has rows of both classes, so grouped AUC is not defined. "
-            "Set train.monitor = 'auc', or group by another column in features.group.",
-        ),
-        "logloss": Metric("logloss", "surprise at the labels, in nats; lower is better", "low"),
-        "ne": Metric(
-            "normalised entropy", "logloss over that of a constant; below 1 beats it", "low"
-        ),
-        "ece": Metric("ECE", "mean distance of probability and rate over 15 bins", "low"),
-        "calibration": Metric(
-            "calibration", "mean probability over positive rate; 1 is right", 1.0
-        ),
-    },
+    metrics=METRICS,
     monitor="auc",
     headline=("auc", "gauc", "logloss"),
+    problems=problems,
     examples=examples,
     measure=measure_split,
     non_finite=non_finite_loss,
     evaluate=evaluate_splits,
     evaluation=ClickEvaluation,
     panels=panels,
+    release=write_scorer,
 )

@@ -42,6 +42,7 @@ from headwater.pipelines.preparing.encoding import encode_splits
 from headwater.pipelines.preparing.in_place import in_place
 from headwater.pipelines.preparing.splits import Conditions, is_one_of, share
 from headwater.pipelines.preparing.staging import Part, Source, Staged, conditions, stage
+from headwater.pipelines.rules.data import class_problems
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
 
@@ -115,7 +116,8 @@ def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping
         split: (sum(part[split][0] for part in counts), sum(part[split][1] for part in counts))
         for split in rule
     }
-    _check_counts(totals, source.table.path)
+    if problems := class_problems(totals, source.table.path):
+        raise DataError("\n".join(problems))
     present: tuple[SplitName, ...] = tuple(
         split for split in SPLITS if split in totals and totals[split][0]
     )
@@ -164,21 +166,6 @@ def _chosen(
             every = sum(own) == sum(part.num_rows for part in file.parts)
             frames.append(file.rows if every else file.rows.filter(rule[split]))
     return fragments, pl.concat(frames)
-
-
-def _check_counts(counts: Mapping[SplitName, tuple[int, int]], path: str) -> None:
-    for split in SPLITS[:2]:
-        rows, positives = counts[split]
-        if rows == 0:
-            raise DataError(
-                f"{path}: no rows for {split}; expected some. Check `split` and `filter` of [data]."
-            )
-        if positives in (0, rows):
-            only = 1 if positives else 0
-            raise DataError(
-                f"{path}: all {rows:,} rows of {split} have the label {only}; expected both 0 and 1, without "
-                f"which no model can be trained or judged. Check the label and `split`."
-            )
 
 
 def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema, label: str) -> pl.DataFrame:

@@ -40,17 +40,6 @@ Conditions = Mapping[SplitName, pl.Expr]
 BINS = 1 << 16
 
 
-def columns(split: Split | None) -> dict[str, str]:
-    """Return the raw columns that a rule reads, by what they are staged as."""
-    match split:
-        case TimeSplit() | ColumnSplit():
-            return {SPLIT_KEY: split.column}
-        case LeaveOneOutSplit():
-            return {SPLIT_KEY: split.time, SPLIT_USER: split.user}
-        case RatioSplit() | None:
-            return {}
-
-
 def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
     """Return the condition of each split over staged rows (ROW, SPLIT_KEY and SPLIT_USER as needed).
 

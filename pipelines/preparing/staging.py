@@ -8,7 +8,7 @@ rule decides.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +18,25 @@ import pyarrow.parquet as pq
 from headwater.feature_store import schema as fs
 from headwater.feature_store.encoders import Column, Declared
 from headwater.feature_store.errors import DataError, JobError
-from headwater.feature_store.fit import check, raw_columns
 from headwater.feature_store.readings import Fail, read
 from headwater.pipelines.console import Progress
-from headwater.pipelines.data import expressions
 from headwater.pipelines.data.columns import StagedColumn, staged_columns, time_column
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.formats import CHUNK_ROWS
 from headwater.pipelines.data.names import ROW, SPLIT
-from headwater.pipelines.data.rows import Rows
+from headwater.pipelines.data.rows import Rows, side_tables
 from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.table import Chunk, Table
 from headwater.pipelines.job import Job
 from headwater.pipelines.prepared import SPLITS, SplitName
 from headwater.pipelines.preparing import splits
+from headwater.pipelines.rules.data import (
+    absent_columns,
+    column_needs,
+    column_types,
+    known_columns,
+    label_problems,
+)
 
 PART_ROWS = 4 * CHUNK_ROWS
 """Rows of a part at most, but for a row group of a source that is larger."""
@@ -68,8 +73,8 @@ class Staged:
 class Source:
     """The rows of a job before they are staged: which files, which columns, which types.
 
-    Making one reads the text files once to settle their types. Raises JobError, DataError or FeatureError
-    where job and data do not fit; single values are looked at by `stage`.
+    Making one reads the text files once to settle their types. Raises JobError or DataError, with a
+    line for each problem, where job and data do not fit; single values are looked at by `stage`.
     """
 
     def __init__(self, job: Job) -> None:
@@ -87,12 +92,19 @@ class Source:
                     files += find_files(patterns, csv)
         self.table = Table(files)
         encoders = job.features.columns
-        self.rows = Rows(self.table, job.data, self._wanted(), dtypes=declared_dtypes(encoders))
-        self.raw = readable(encoders, raw_columns(encoders, self.rows.schema))
+        sides = side_tables(job.data)
+        known = known_columns([self.table, *sides], job.data)
+        if problems := absent_columns(job, known, self.table.path):
+            raise DataError("\n".join(problems))
+        self.rows = Rows(
+            self.table, sides, job.data, column_needs(job), dtypes=declared_dtypes(encoders)
+        )
+        if problems := label_problems(job, known):
+            raise JobError("\n".join(problems))
+        self.raw, problems = column_types(encoders, self.rows.schema)
         """The raw columns that the encoders read, by name: the inputs of a release."""
-        check(encoders, self.raw)
-        if leaks := leaking(job, self.rows.known):
-            raise JobError("\n".join(leaks))
+        if problems:
+            raise DataError("\n".join(problems))
 
     @property
     def time(self) -> str | None:
@@ -103,27 +115,6 @@ class Source:
     def is_time_in_ms(self) -> bool:
         """True where the event time comes as dates or datetimes, False for numbers of any unit."""
         return self.time is not None and self.rows.schema[self.time].is_temporal()
-
-    def _wanted(self) -> dict[str, str]:
-        """Return the columns that the job reads, each with what needs it."""
-        features = self.job.features
-        wanted: dict[str, str] = {}
-        for encoder in features.columns:
-            if isinstance(encoder, Column):
-                (name,) = encoder.inputs
-                if name == features.label:
-                    raise JobError(
-                        f"features.columns: {encoder.name!r} reads the label {name!r}, which is not known "
-                        f"when a request is scored; remove it."
-                    )
-                wanted.setdefault(name, f"(Feature {encoder.name!r} reads it.)")
-        for key in ("label", "user", "item", "time", "group", "weight"):
-            name = getattr(features, key)
-            if name is not None:
-                wanted.setdefault(name, f"(features.{key} names it.)")
-        for name in splits.columns(self.job.data.split).values():
-            wanted.setdefault(name, "(data.split names it.)")
-        return wanted
 
     def columns(self) -> list[StagedColumn]:
         """Return the columns to stage, over rows of the types of `rows.schema`."""
@@ -172,54 +163,10 @@ def conditions(source: Source, staged: Staged) -> splits.Conditions:
     return splits.assign(rule, [part.rows for part in staged.parts])
 
 
-def leaking(job: Job, known: Collection[str]) -> list[str]:
-    """Return a line for each feature that reads a column from which the label comes.
-
-    `known` are the columns of the data. Whoever scores a request does not have the label's columns yet.
-    """
-    features = job.features
-    secret = expressions.sources(features.label, job.data.derive, known) - {*features.known_before}
-    lines: list[str] = []
-    for encoder in features.columns:
-        if not isinstance(encoder, Column):
-            continue
-        read = expressions.sources(encoder.inputs[0], job.data.derive, known)
-        if shared := sorted(read & secret):
-            expression = job.data.derive.get(features.label, features.label)
-            lines.append(
-                f"features.columns: {encoder.name!r} reads {shared[0]!r}, from which the label comes "
-                f"({expression}): a model would only repeat it. Remove the feature, or name the column in "
-                f"features.known_before where it is known when a request is scored."
-            )
-    return lines
-
-
-_NUMBERS: tuple[fs.Dtype, ...] = ("double", "int64")
-
-
 def declared_dtypes(encoders: Sequence[Declared]) -> dict[str, fs.Dtype]:
     """Return the types that encoders declare for raw columns, by column."""
     columns = (each for each in encoders if isinstance(each, Column))
     return {each.inputs[0]: each.dtype for each in columns if each.dtype is not None}
-
-
-def readable(
-    encoders: Sequence[Declared], raw: Mapping[str, fs.RawColumn]
-) -> dict[str, fs.RawColumn]:
-    """Return `raw` with text as numbers where only encoders of numbers read it.
-
-    A value that is no number is then refused by its row, not the column by its type.
-    """
-    result = dict(raw)
-    for name, column in raw.items():
-        readers = [each for each in encoders if isinstance(each, Column) and name in each.inputs]
-        common: list[fs.Dtype] = [
-            each for each in _NUMBERS if all(each in reader.accepts for reader in readers)
-        ]
-        takes_text = any("string" in reader.accepts for reader in readers)
-        if column.dtype == "string" and common and not takes_text:
-            result[name] = fs.RawColumn(name=name, dtype=common[0], is_list=column.is_list)
-    return result
 
 
 def failing(source: Source, chunk: Chunk, frame: pl.DataFrame) -> Fail:

@@ -140,7 +140,19 @@ def dense_layers(
     finally:
         model.train(training)
     assert program is not None
-    return program.model_proto
+    return _without_traces(program.model_proto)
+
+
+def _without_traces(model: ModelProto) -> ModelProto:
+    """Drop what the exporter notes of the Python source, with paths of this machine, at each part."""
+    graph = model.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for whole in (model, graph):
+        whole.doc_string = ""
+        del whole.metadata_props[:]
+    return model
 
 
 class _Positional(nn.Module):

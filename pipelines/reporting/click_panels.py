@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from headwater.pipelines.evaluation.records import (
-    ClickEvaluation,
-    ColumnImportance,
-    Importance,
-    Slice,
-)
+from headwater.pipelines.evaluation.records import ClickEvaluation, Slice
 from headwater.pipelines.family import Panel
 from headwater.pipelines.reporting import plots
 from headwater.pipelines.reporting.report import last_split
@@ -37,9 +32,10 @@ def click_panels(evaluation: ClickEvaluation) -> Iterable[Panel]:
     groups = {name: split.groups for name, split in splits.items() if split.groups}
     scores = {"splits": splits, "groups": groups, "pictures": pictures}
     yield Panel("scores", "Scores", "scores.html.j2", scores)
-    if importance := _importance(evaluation.importance):
-        top = max(abs(row.auc_drop or 0.0) for row in importance)
-        shown = {"sample": evaluation.importance, "columns": importance, "top": top}
+    if sample := evaluation.importance:
+        columns = sorted(sample.columns, key=lambda row: -row.auc_drop)
+        top = max(abs(row.auc_drop) for row in columns)
+        shown = {"sample": sample, "columns": columns, "top": top}
         yield Panel("importance", "Importance of columns", "importance.html.j2", shown)
     if evaluation.gates:
         top = max(abs(row.mean - 1) for row in evaluation.gates)
@@ -49,13 +45,6 @@ def click_panels(evaluation: ClickEvaluation) -> Iterable[Panel]:
         yield Panel(
             "slices", f"Slices of {last} rows", "slices.html.j2", {"split": last, "slices": slices}
         )
-
-
-def _importance(importance: Importance | None) -> list[ColumnImportance]:
-    """Return the columns by falling importance, without those that have none (a single class)."""
-    columns = importance.columns if importance else []
-    known = [row for row in columns if row.auc_drop is not None]
-    return sorted(known, key=lambda row: -(row.auc_drop or 0.0))
 
 
 def _slices(slices: Sequence[Slice]) -> list[tuple[str, list[Any], int]]:

@@ -75,7 +75,11 @@ def read_evaluation(run_dir: Path) -> tuple[Evaluation, str]:
         raise RunError(
             f"{run_dir}: evaluation.json or job.toml is damaged: {error}. {again}"
         ) from error
-    raise RunError(f"{path}: not an evaluation of format {FORMAT_VERSION}. {again}")
+    of_family = f" of family {head.family}" if head.family else ""
+    raise RunError(
+        f"{path}: found an evaluation of format {head.format_version}{of_family}, "
+        f"expected format {FORMAT_VERSION} of family {' or '.join(FAMILIES)}. {again}"
+    )
 
 
 class _Head(msgspec.Struct):
@@ -97,7 +101,7 @@ def _tiles(evaluation: Evaluation, family: Family) -> list[tuple[str, str]]:
         *(
             (number(values[name]), f"{family.metrics[name].label}, {split} rows")
             for name in family.headline
-            if values.get(name) is not None
+            if name in values
         ),
         (count(training.parameters), "parameters"),
         (count(training.rows_per_second), "training rows a second"),

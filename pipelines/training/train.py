@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
-from headwater.feature_store.errors import DataError, RunError
+from headwater.feature_store.errors import DataError, JobError, RunError
 from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
@@ -18,12 +18,12 @@ from headwater.pipelines.family import Examples, Reading, family_of
 from headwater.pipelines.job import Job, read_model, require_job
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import Ranks, find_ranks, shared, start_ranks
-from headwater.pipelines.resolved import resolve
+from headwater.pipelines.resolved import resolve, training_device
+from headwater.pipelines.rules.settings import setting_problems
 from headwater.pipelines.runs.records import RunMetrics
 from headwater.pipelines.runs.run import METRICS, RUNS, Run, as_run, create_run
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
-from headwater.pipelines.training.settings import check_settings
 from headwater.pipelines.training.stage import Training, run_phases
 
 
@@ -58,7 +58,9 @@ def train(
     runs = path_of(runs, "train: runs")
     run = None if run is None else as_run(run, "train: run")
     ranks = find_ranks()
-    device = check_settings(job, ranks)
+    if problems := setting_problems(job, ranks):
+        raise JobError("\n".join(problems))
+    device = training_device(job, ranks)
     if resume:
         if run is None:
             raise RunError("train: resume: give the run to go on with, as `run`.")

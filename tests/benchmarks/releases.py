@@ -104,8 +104,9 @@ def make_release(
     """
     # Late: these bring torch, which requests alone do not need.
     from headwater.models.network import build_network
+    from headwater.pipelines.family import Trained
     from headwater.pipelines.job import parse_job, read_model
-    from headwater.pipelines.release.export import export_network
+    from headwater.pipelines.release.export import write_release
 
     model = {
         "type": "finalmlp",
@@ -135,7 +136,7 @@ def make_release(
     network = build_network(fitted, model_class, config, "dense", seed=1)
     sample = rows(kind, 512, seed=1, table_rows=table_rows)
     sample = sample.with_columns(label=pl.Series(np.arange(len(sample)) % 2, dtype=pl.Int8))
-    return export_network(network, fitted, sample, job, folder)
+    return write_release(Trained(network, fitted, job, sample), folder)
 
 
 def main() -> None:

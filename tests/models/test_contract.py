@@ -21,7 +21,6 @@ from headwater.models.strategy import OneLoss
 pytestmark = pytest.mark.parametrize("name", MODELS)
 MODES = ["dense", "fused", "lazy"]
 SMALL: dict[str, dict[str, Any]] = {
-    "logistic_regression": {},
     "fm": {"embedding_dim": 8},
     "dnn": {"embedding_dim": 8, "hidden": (32, 16), "dropout": 0.1, "batch_norm": True},
     "dual_mlp": {"embedding_dim": 8, "hidden_1": (32, 16), "hidden_2": (16,), "dropout_1": 0.1},
@@ -37,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "gate_2_context": ("price", "tags"),
     },
 }
+"""Settings of models that are too large for a test by default, or that want more shown."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trial:
 
     def make(self, schema: Schema | None = None, **options: Any) -> OneLoss:
         """Return the model placed, on the columns of every kind unless others are given."""
-        settings = {**SMALL[self.name], **options.pop("changes", {})}
+        settings = {**SMALL.get(self.name, {}), **options.pop("changes", {})}
         config = load_model(self.name).config_class(**settings)
         return self.place(self.name, schema or self.schema, config=config, **options)
 
@@ -93,7 +93,7 @@ def test_a_seeded_run_repeats_bit_by_bit(trial: Trial, mode: str) -> None:
 
 def test_its_config_goes_through_json_and_back(name: str) -> None:
     config_class = load_model(name).config_class
-    config = config_class(**SMALL[name])
+    config = config_class(**SMALL.get(name, {}))
     assert config_class.model_validate_json(config.model_dump_json()) == config
 
 
@@ -168,7 +168,7 @@ def test_it_learns_64_rows_by_heart(
     schema = make_schema(make_column("user.id", 80), *columns, make_column("price", 0))
     schema = make_schema(*schema.columns, make_column("tags", 30, length=3))
     batch = trial.make_batch(schema, 64, missing=0)
-    dropout = {key: 0 for key in SMALL[trial.name] if key.startswith("dropout")}
+    dropout = {key: 0 for key in SMALL.get(trial.name, {}) if key.startswith("dropout")}
     if trial.name == "finalmlp":
         dropout = {"dropout_1": 0, "dropout_2": 0}
     strategy = trial.make(schema, mode=mode, sparse_lr=0.05, dense_lr=0.005, changes=dropout)

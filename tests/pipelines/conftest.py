@@ -15,9 +15,10 @@ import torch
 from headwater.feature_store import schema as fs
 from headwater.models.network import Network, build_network
 from headwater.models.registry import load_model
+from headwater.pipelines.family import Trained
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.preparing.prepare import Prepared, prepare
-from headwater.pipelines.release.export import export_network
+from headwater.pipelines.release.export import write_release
 
 MISSING = fs.Missing()
 
@@ -206,9 +207,8 @@ def export_clicks(
     ) -> Path:
         if network is None:
             network = make_network(model, schema=schema, **(settings or {}))
-        return export_network(
-            network, schema, click_rows, make_job(model, **job), folder, **(described or {})
-        )
+        trained = Trained(network, schema, make_job(model, **job), click_rows)
+        return write_release(trained, folder, **(described or {}))
 
     return make
 

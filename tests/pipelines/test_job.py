@@ -195,13 +195,6 @@ def test_key_of_another_section_is_not_suggested_for_itself(job_path: Path) -> N
             "data.split.by: required, but absent. Expected 'time', 'ratio', 'leave-one-out' or 'column'.",
         ),
         (
-            {"train": {"monitor": "acu"}},
-            (
-                "train.monitor: expected 'auc', 'logloss', 'gauc' or 'auc-logloss', found 'acu'. "
-                "Did you mean 'auc'?"
-            ),
-        ),
-        (
             {"data": {"join": [{"path": "a", "on": "b"}, {"path": "a", "on": "b", "how": "lef"}]}},
             "data.join[1].how: expected 'left' or 'inner', found 'lef'. Did you mean 'left'?",
         ),

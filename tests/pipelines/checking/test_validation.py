@@ -234,6 +234,13 @@ def test_wrong_model_settings_are_reported_beside_wrong_data() -> None:
             lambda job: job["data"]["derive"].update(liked="rating"),
             "row 2, column 'liked': found 2",
         ),
+        (
+            lambda job: (
+                column(job, "brand").update(separator="|", length=2),
+                job["export"].update(opset=18),
+            ),
+            "export.opset: 18 is below 20, which feature 'brand' needs",
+        ),
         (lambda job: job["features"].update(weight="none"), "features.weight: column 'none'"),
         (lambda job: job["data"]["split"].update(column="when"), "data.split: column 'when'"),
     ],

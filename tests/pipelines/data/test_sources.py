@@ -17,7 +17,7 @@ import pytest
 from headwater.feature_store.errors import DataError, JobError
 from headwater.pipelines.data import delimited, files, formats, ndjson
 from headwater.pipelines.data.files import find_files, fingerprint
-from headwater.pipelines.data.rows import Rows
+from headwater.pipelines.data.rows import Rows, side_tables
 from headwater.pipelines.data.table import Table
 from headwater.pipelines.job import Data
 
@@ -324,7 +324,9 @@ def rows(data: Mapping[str, Any], *wanted: str) -> pl.DataFrame:
     declared = Data.model_validate({"split": {"by": "ratio"}, **data})
     assert declared.source is not None
     table = Table(find_files(declared.source, declared.csv))
-    found = Rows(table, declared, dict.fromkeys(wanted, "(a test)"), dtypes={})
+    found = Rows(
+        table, side_tables(declared), declared, dict.fromkeys(wanted, "(a test)"), dtypes={}
+    )
     assert found.number == ROW
     return pl.concat([frame for _, frame in found.chunks()])
 

@@ -13,10 +13,11 @@ import pytest
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.errors import ParityError
+from headwater.pipelines.family import Trained
 from headwater.pipelines.job import Job
 from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.release import parity
-from headwater.pipelines.release.export import export, export_network
+from headwater.pipelines.release.export import export, write_release
 from headwater.pipelines.release.parity import torch_scores
 from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.pipelines.training.train import train
@@ -37,7 +38,9 @@ def release(
 ) -> Path:
     job = make_job("finalmlp", precision="int8", max_auc_cost=0.02, context=["user", "city"])
     folder = tmp_path_factory.mktemp("int8")
-    return export_network(make_network("finalmlp", **MODEL), click_schema, click_rows, job, folder)
+    return write_release(
+        Trained(make_network("finalmlp", **MODEL), click_schema, job, click_rows), folder
+    )
 
 
 def test_scores_are_near_those_of_the_network(
@@ -106,10 +109,10 @@ def test_a_cost_above_the_bound_refuses_the_release(
     job = make_job("finalmlp", precision="int8")
     message = r"int8 costs nan AUC on 300 .* export\.max_auc_cost = 0\.001\. Export with precision"
     with pytest.raises(ParityError, match=message):
-        export_network(network, click_schema, one_class, job, tmp_path / "releases")
+        write_release(Trained(network, click_schema, job, one_class), tmp_path / "releases")
     tight = make_job("finalmlp", precision="int8", max_auc_cost=0.02, int8_tolerance=1e-6)
     with pytest.raises(ParityError, match=r"export\.int8_tolerance = 1e-06"):
-        export_network(network, click_schema, click_rows, tight, tmp_path / "releases")
+        write_release(Trained(network, click_schema, tight, click_rows), tmp_path / "releases")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +127,9 @@ def test_encoders_are_compared_exactly_under_the_wide_tolerance(
     monkeypatch.setattr(parity, "differing_columns", lambda *_: ["city"])
     job = make_job("finalmlp", precision="int8", max_auc_cost=0.02)
     with pytest.raises(ParityError, match="Codes differ in 'city'"):
-        export_network(make_network("finalmlp", **MODEL), click_schema, click_rows, job, tmp_path)
+        write_release(
+            Trained(make_network("finalmlp", **MODEL), click_schema, job, click_rows), tmp_path
+        )
 
 
 def test_a_run_is_measured_on_all_of_validation(

@@ -14,6 +14,7 @@ import pytest
 
 from headwater.feature_store.errors import RunError
 from headwater.pipelines.cli import main
+from headwater.pipelines.family import FAMILIES
 from headwater.pipelines.reporting.compare import compare_runs
 from headwater.pipelines.reporting.report import write_report
 
@@ -93,7 +94,8 @@ def evaluation_of(auc: float | None = 0.8, test: bool = True) -> dict[str, Any]:
     if test:
         splits["test"] = split_of(2000, auc)
     return {
-        "format_version": 1,
+        "format_version": 2,
+        "family": "ctr",
         "name": "toy",
         "model": "finalmlp",
         "headwater_version": "0.1.0",
@@ -133,7 +135,9 @@ def evaluation_of(auc: float | None = 0.8, test: bool = True) -> dict[str, Any]:
             for epoch in range(1, 5)
         ],
         "splits": splits,
-        "importance": {
+        "importance": None
+        if auc is None
+        else {
             "split": "valid",
             "rows": 1000,
             "auc": auc,
@@ -208,9 +212,21 @@ def test_report_has_every_section_and_its_numbers(tmp_path: Path) -> None:
         "2.0 GB",
         "1 min 15 s",
         "20.00 %",
+        "mean probability 0.26000 0.26000",
+        "0.80000 AUC, test rows",
+        "0.50000 logloss, test rows",
     ):
         assert text in page.text
     assert page.tags.count("img") == 4
+
+
+def test_every_section_is_in_the_navigation(tmp_path: Path) -> None:
+    text = write_report(make_run(tmp_path / "run")).read_text(encoding="utf-8")
+    anchors = re.findall(r'<h2 id="(\w+)">', text)
+    assert anchors == re.findall(r'<a href="#(\w+)">', text)
+    assert anchors == [
+        "trained", "metrics", "learning", "scores", "importance", "gates", "slices", "rates", "job",
+    ]  # fmt: skip
 
 
 def test_report_says_how_many_rows_there_are_and_which_time_training_covers(
@@ -267,6 +283,13 @@ def test_pictures_are_well_formed_svg_with_text_as_it_is(tmp_path: Path) -> None
     assert "$a$" in svg
 
 
+def test_comparison_pictures_each_headline_metric_that_a_run_has(tmp_path: Path) -> None:
+    comparison = compare_runs([make_run(tmp_path / "1"), make_run(tmp_path / "2")])
+    (source,) = [link for link in Page(comparison.page).links if link.startswith("data:")]
+    svg = base64.b64decode(source.partition(",")[2]).decode()
+    assert re.findall(r"([\w ]+) on validation rows</text>", svg) == ["AUC", "logloss"]
+
+
 def test_report_without_test_rows_gates_or_importance_leaves_their_sections_out(
     tmp_path: Path,
 ) -> None:
@@ -277,10 +300,9 @@ def test_report_without_test_rows_gates_or_importance_leaves_their_sections_out(
 
 
 def test_report_with_metrics_that_are_not_defined_says_so(tmp_path: Path) -> None:
-    evaluation = evaluation_of(auc=None)
-    evaluation["importance"]["columns"] = [{"column": "user_id", "auc_drop": None}]
-    page = Page(write_report(make_run(tmp_path / "run", evaluation)))
+    page = Page(write_report(make_run(tmp_path / "run", evaluation_of(auc=None))))
     assert "AUC, test rows" in page.words
+    assert "Importance of columns" not in page.words
     assert "nan" not in page.text.lower().split()
 
 
@@ -339,12 +361,67 @@ def test_run_that_cannot_be_reported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"evaluation\.json: no such file.*headwater evaluate --run"):
         write_report(tmp_path / "run")
     run = make_run(tmp_path / "old", {"format_version": 0})
-    with pytest.raises(RunError, match="not an evaluation of format 1"):
+    with pytest.raises(RunError, match="found an evaluation of format 0, expected format 2"):
         write_report(run)
-    (run / "evaluation.json").write_text('{"format_version": 1,')
+    (run / "evaluation.json").write_text('{"format_version": 2,')
     with pytest.raises(RunError, match="is damaged"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_evaluation_of_the_format_before_is_refused_in_one_line_with_the_remedy(
+    tmp_path: Path,
+) -> None:
+    before = evaluation_of() | {"format_version": 1}
+    del before["family"]
+    run = make_run(tmp_path / "run", before)
+    with pytest.raises(RunError) as refused:
+        write_report(run)
+    assert str(refused.value) == (
+        f"{run / 'evaluation.json'}: found an evaluation of format 1, expected format 2 of family ctr. "
+        f"Write it again by `headwater evaluate --run {run}`."
+    )
+
+
+def test_evaluation_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", evaluation_of() | {"family": "toys"})
+    with pytest.raises(RunError, match="found an evaluation of format 2 of family toys, expected"):
+        write_report(run)
+
+
+def test_runs_of_two_families_cannot_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "toys", FAMILIES["ctr"])
+    runs = [
+        make_run(tmp_path / "1"),
+        make_run(tmp_path / "2", evaluation_of() | {"family": "toys"}),
+    ]
+    with pytest.raises(
+        RunError, match="runs of one family of models can be compared; 1 is ctr, 2 is toys"
+    ):
+        compare_runs(runs)
+    assert not (tmp_path / "comparison.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("auc", [0.7, 0.8, 0.8], ["2", "3"]),
+        ("logloss", [0.4, 0.5, None], ["1"]),
+        ("calibration", [0.8, 1.1, 1.2], ["2"]),
+        ("calibration", [0.9, 0.7, 1.2], ["1"]),
+    ],
+)
+def test_best_of_a_metric_is_high_low_or_nearest_to_a_number(
+    tmp_path: Path, metric: str, values: list[float | None], best: list[str]
+) -> None:
+    runs: list[Path] = []
+    for number, value in enumerate(values, start=1):
+        evaluation = evaluation_of()
+        evaluation["splits"]["test"]["metrics"][metric] = value
+        runs.append(make_run(tmp_path / str(number), evaluation))
+    assert compare_runs(runs).best[f"test {metric}"] == best
 
 
 def test_runs_of_a_glob_are_compared_again_and_again(

@@ -79,7 +79,9 @@ def test_run_holds_its_job_metrics_log_and_best_checkpoint(
     assert metrics.training.peak_rss_mb > 50
     assert metrics.schema_hash == tiny_prepared.schema.hash
     assert Path(metrics.prepared) == tiny_prepared.path.resolve()
-    events = [json.loads(line).event for line in (run.path / "log.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line)["event"] for line in (run.path / "log.jsonl").read_text().splitlines()
+    ]
     assert events[0] == "training started"
     assert events[-1] == "training ended"
     assert events.count("epoch ended") == len(history)

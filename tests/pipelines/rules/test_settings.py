@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,15 @@ import pytest
 import torch
 
 from headwater.feature_store.errors import JobError
+from headwater.models.base import ModelConfig, Slot
+from headwater.models.ctr.base import CTRModel
+from headwater.models.phases import Descend, Phase
+from headwater.models.strategy import OneLoss
 from headwater.pipelines.checking.validation import require_sound
 from headwater.pipelines.job import Job
 from headwater.pipelines.prepared import Prepared
+from headwater.pipelines.ranks import Ranks
+from headwater.pipelines.rules.settings import setting_problems
 from headwater.pipelines.training.train import train
 
 pytestmark = pytest.mark.timeout(120)  # the first use of TorchRec in a process takes long
@@ -48,6 +55,66 @@ def test_device_and_precision_that_the_machine_lacks_are_refused(
     with pytest.raises(JobError, match=r"train\.precision: bfloat16 on this CPU"):
         train(tiny_job(precision="bfloat16"), tiny_prepared, runs=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_device_is_told_by_its_number_and_its_kind(
+    tiny_job: TinyJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, rank, says in (("cuda:2", 0, "device 2, found 2"), ("cuda", 3, "device 3, found")):
+        (problem,) = setting_problems(tiny_job(device=device), Ranks(local_rank=rank))
+        assert says in problem
+    assert setting_problems(tiny_job(device="cuda"), Ranks(local_rank=1)) == []
+    assert setting_problems(tiny_job(device="meta"), Ranks()) == [
+        "train.device: 'meta' is not supported. Expected auto, cpu or cuda."
+    ]
+
+
+def test_every_setting_that_cannot_train_has_a_line(tiny_job: TinyJob) -> None:
+    model = {"type": "finalmlp", "embedding_dim": 6, "gate_1_context": ["usr"], "num_heads": 2}
+    job = tiny_job(model=model, sparse={"mode": "fused"}, batch_size=1, device="gpu")
+    problems = setting_problems(job, Ranks())
+    keys = [problem.partition(":")[0] for problem in problems]
+    assert keys == [
+        "model.gate_1_context",
+        "model.embedding_dim",
+        "train.device",
+        "train.batch_size",
+    ]
+
+
+class OnlyDense(OneLoss):
+    """A strategy that needs the sum of several passes."""
+
+    modes = ("dense",)
+
+
+class ManyPasses(CTRModel):
+    """A model that is trained by it, with first-order weights for its tables."""
+
+    config_class = ModelConfig
+
+    @classmethod
+    def slots(cls, config: ModelConfig) -> dict[str, Slot]:
+        return {"first_BF1": Slot(1), "price_BFD": Slot(config.embedding_dim, ("price",))}
+
+    @classmethod
+    def phases(cls, config: ModelConfig) -> tuple[Phase, ...]:
+        return (Descend(OnlyDense, name="first"), Descend(OnlyDense))
+
+
+def test_mode_that_a_strategy_cannot_train_is_refused_before_any_work(
+    tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path
+) -> None:
+    model = {"type": f"{__name__}:ManyPasses", "embedding_dim": 6}
+    job = tiny_job(model=model, sparse={"mode": "fused"})
+    # Nothing is said of the dimension: its slot has no table, and first-order weights are padded.
+    says = "train.sparse.mode: 'fused' cannot be trained by OnlyDense. Set train.sparse.mode = 'dense'."
+    assert setting_problems(job, Ranks()) == [says]
+    with pytest.raises(JobError, match=re.escape(says)):
+        train(job, tiny_prepared, runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert setting_problems(tiny_job(model=model, sparse={"mode": "dense"}), Ranks()) == []
 
 
 @pytest.mark.parametrize(
