@@ -33,12 +33,16 @@ install:
 demo: venv  ## the whole way on real data: prepare, train, evaluate, export, serve
 	$(BIN)/headwater demo
 
+# A file goes to one worker, since its tests share runs, releases and services. In the order of folders, the
+# longest files come early and short ones fill the end.
+PYTEST = pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: venv lint types  ## lint, types, and every test that is not slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m $(PYTEST)
 
 coverage: venv  ## the same tests, slower, and which lines they run; fails under 95 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -138,7 +138,6 @@ def test_no_init_among_the_tests() -> None:
     assert tracked("tests/*__init__.py") == []
 
 
-@pytest.mark.timeout(120)
 def test_wheel_holds_every_module_and_imports_from_it(tmp_path: Path) -> None:
     # An editable install hides a package that is not listed, and data that is not declared.
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]

@@ -32,8 +32,6 @@ from headwater.feature_store.normalise import POLARS_TYPES, normalise
 from headwater.feature_store.onnx_compiler import encoders_graph
 from headwater.feature_store.polars_compiler import encode_frame
 
-pytestmark = pytest.mark.timeout(240)  # 500 examples a test, perhaps beside busy neighbours
-
 Values = Sequence[Any]
 Encoded = dict[str, npt.NDArray[Any]]
 

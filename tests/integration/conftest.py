@@ -1,4 +1,4 @@
-"""A shop's small but genuine logs, and the real `headwater` command over them.
+"""A shop's small but genuine logs, and the `headwater` command over them, alone or in this process.
 
 The logs hold every kind of raw column, side tables to join, missing, NaN and unseen values, and a signal
 that a model must find: who buys what at which price. Runs are made once and shared; whoever damages a file
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +34,8 @@ from headwater.pipelines.cli import main
 
 HEADWATER = Path(sys.executable).with_name("headwater")
 NUM_ROWS, NUM_TEST = 4000, 800
-COMMAND_S = 240
+HANGS_S = 240
+"""Seconds after which a command or a service hangs; the busiest machine needs fewer."""
 
 JOB = """
 name = "shop"
@@ -137,11 +140,25 @@ def headwater() -> Callable[..., Any]:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=COMMAND_S,
+            timeout=HANGS_S,
             check=False,
         )
         assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stderr}"
         return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Callable[..., Any]:
+    """Give `headwater` for this process, which loads torch and its exporter only once."""
+
+    def call(*arguments: str | Path, cwd: Path, status: int = 0) -> tuple[dict[str, Any], str]:
+        shown, said = io.StringIO(), io.StringIO()
+        with chdir(cwd), redirect_stdout(shown), redirect_stderr(said):
+            found = main([*map(str, arguments), "--json"])
+        assert found == status, f"{arguments}: {found}\n{said.getvalue()}"
+        return json.loads(shown.getvalue().splitlines()[-1]), said.getvalue()
 
     return call
 
@@ -218,14 +235,14 @@ def make_tables(num_rows: int = NUM_ROWS) -> dict[str, pl.DataFrame]:
 
 
 @pytest.fixture(scope="session")
-def made(shop: Shop, headwater: Callable[..., Any]) -> Callable[[str], Made]:
+def made(shop: Shop, in_process: Callable[..., Any]) -> Callable[[str], Made]:
     """Give a function from the name of a variant to its run and release, made at the first call."""
 
     @cache
     def make(variant: str) -> Made:
         values = [f"export.name={variant}", *VARIANTS[variant]]
         sets = [part for value in values for part in ("--set", value)]
-        result, _ = headwater("run", shop.job, *sets, cwd=shop.path)
+        result, _ = in_process("run", shop.job, *sets, cwd=shop.path)
         return Made(shop.path / result["run"], shop.path / result["release"], result)
 
     return make
@@ -252,7 +269,7 @@ def serving() -> Callable[..., Any]:
             yield json.loads(service.stdout.readline())["url"]
         finally:
             service.send_signal(signal.SIGTERM)
-            service.communicate(timeout=20)
+            service.communicate(timeout=HANGS_S)
 
     return serve
 
@@ -264,7 +281,9 @@ def ask() -> Callable[..., Any]:
     def send(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, data), timeout=HANGS_S
+            ) as answer:
                 text = answer.read()
                 return answer.status, json.loads(text) if text else None
         except urllib.error.HTTPError as refused:
@@ -272,6 +291,19 @@ def ask() -> Callable[..., Any]:
                 return refused.code, json.loads(refused.read())
 
     return send
+
+
+@pytest.fixture(scope="session")
+def wait_ready(ask: Callable[..., tuple[int, Any]]) -> Callable[[str], None]:
+    """Give a function that waits until an address of a service answers with status 200."""
+
+    def wait(url: str) -> None:
+        deadline_s = time.monotonic() + HANGS_S
+        while ask(url)[0] != 200:
+            assert time.monotonic() < deadline_s, f"{url} is not ready"
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
@@ -352,9 +384,7 @@ def killed() -> Callable[..., None]:
 
     def run(*arguments: str | Path, before_call: int) -> None:
         command = [sys.executable, "-c", KILLED, str(before_call), *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMMAND_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S, check=False)
         assert done.returncode == -signal.SIGKILL, f"{arguments}: not killed\n{done.stderr}"
 
     return run

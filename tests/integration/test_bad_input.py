@@ -14,8 +14,6 @@ import pytest
 
 from headwater.pipelines.cli import main
 
-pytestmark = pytest.mark.timeout(300)
-
 HEADWATER = Path(sys.executable).with_name("headwater")
 ROWS = 200
 

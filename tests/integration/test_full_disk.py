@@ -23,8 +23,6 @@ import pytest
 from headwater.pipelines.cli import main
 from headwater.pipelines.runs.run import newest_run
 
-pytestmark = pytest.mark.timeout(300)
-
 DISK_MB = 64
 PAGE = 4096
 

@@ -21,8 +21,6 @@ from headwater.pipelines.cli import main
 from headwater.pipelines.prepared import SPLITS, load_prepared
 from headwater.serving.release import load_release
 
-pytestmark = pytest.mark.timeout(300)
-
 Calls = Callable[..., list[tuple[str, int]]]
 Killed = Callable[..., None]
 

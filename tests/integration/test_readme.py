@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ import pytest
 
 from headwater.pipelines.cli import COMMANDS, main
 from headwater.pipelines.job import load_job
-
-pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -83,6 +80,7 @@ def test_first_job_of_the_readme_runs_as_written(
     capsys: pytest.CaptureFixture[str],
     serving: Callable[..., Any],
     ask: Callable[..., tuple[int, Any]],
+    wait_ready: Callable[[str], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     clicks(3000, 2).write_csv("clicks.csv", datetime_format="%Y-%m-%dT%H:%M:%S")
@@ -97,7 +95,7 @@ def test_first_job_of_the_readme_runs_as_written(
         elif words[0] == "curl":
             address, body = request_of(words)
             with serving(tmp_path / "releases") as url:
-                wait_until(lambda url=url: ask(f"{url}/v2/health/ready")[0] == 200)
+                wait_ready(f"{url}/v2/health/ready")
                 status, answer = ask(address.replace("localhost:8080", url), body)
             assert status == 200, answer
             assert (answer["model"], len(answer["scores"])) == ("clicks", 2)
@@ -236,13 +234,14 @@ def test_requests_of_the_serving_page_are_answered(
     demo: tuple[Path, dict[str, Any]],
     serving: Callable[..., Any],
     ask: Callable[..., tuple[int, Any]],
+    wait_ready: Callable[[str], None],
 ) -> None:
     page = (ROOT / "docs" / "serving.md").read_text()
     curls = [shlex.split(each) for each in commands(page) if each.startswith("curl ")]
     (client,) = (block for language, block in FENCE.findall(page) if language == "python")
     lengths: list[int] = []
     with serving(demo[0] / "releases") as url:
-        wait_until(lambda: ask(f"{url}/v2/health/ready")[0] == 200)
+        wait_ready(f"{url}/v2/health/ready")
         for words in curls:
             address, body = request_of(words)
             status, answer = ask(address.replace("localhost:8080", url), body)
@@ -266,10 +265,3 @@ def test_example_jobs_are_valid_and_say_how_to_run_them(example: str) -> None:
         each for value in given for each in ([value] if isinstance(value, str) else value or [])
     ]
     assert all(each.startswith("/data/") for each in paths)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline_s, "not ready after 20 s"
-        time.sleep(0.05)

@@ -6,15 +6,12 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = (
@@ -80,6 +77,7 @@ def test_serves_a_release_and_imports_nothing_of_training(
     made: Callable[[str], Any],
     serving: Callable[..., Any],
     ask: Callable[..., tuple[int, Any]],
+    wait_ready: Callable[[str], None],
     tmp_path: Path,
 ) -> None:
     release = made("finalmlp-fused").release
@@ -90,7 +88,7 @@ def test_serves_a_release_and_imports_nothing_of_training(
     command = (environment / "python", "-X", "importtime", environment / "headwater")
     log = tmp_path / "imports.log"
     with log.open("w") as file, serving(release.parent.parent, command, file) as url:
-        wait_until(lambda: ask(f"{url}/v2/models/finalmlp-fused/ready")[0] == 200)
+        wait_ready(f"{url}/v2/models/finalmlp-fused/ready")
         status, answer = ask(f"{url}/v1/rank", {"model": "finalmlp-fused", "candidates": rows})
         assert status == 200, answer
         assert ask(f"{url}/openapi.json")[0] == 200
@@ -124,10 +122,3 @@ def call(*arguments: str | Path) -> str:
     done = subprocess.run([*arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{arguments[:3]}: {done.stderr}"
     return done.stdout
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline_s, "not ready after 20 s"
-        time.sleep(0.05)

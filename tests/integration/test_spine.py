@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
+import runpy
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from headwater.pipelines.cli import main
 from headwater.pipelines.datasets import cache_folder
-
-pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ["finalmlp-fused", "finalmlp-dense", "deepfm-lazy", "deepfm-dense"]
@@ -40,16 +35,8 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def all_made(made: Callable[[str], Any]) -> Iterator[dict[str, Future[Any]]]:
-    """Make the first variant, and begin to make the others beside the tests."""
-    made(VARIANTS[0])
-    with ThreadPoolExecutor(2) as pool:
-        yield {variant: pool.submit(made, variant) for variant in VARIANTS}
-
-
-@pytest.fixture(scope="module")
-def released(variant: str, all_made: dict[str, Future[Any]]) -> Any:
-    return all_made[variant].result()
+def released(variant: str, made: Callable[[str], Any]) -> Any:
+    return made(variant)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +49,14 @@ def address(shop: Any, made: Callable[[str], Any], serving: Callable[..., Any]) 
 
 @pytest.fixture(scope="module")
 def offline(
-    shop: Any, released: Any, headwater: Headwater, tmp_path_factory: pytest.TempPathFactory
+    released: Any, in_process: Headwater, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[pl.DataFrame], NDArray[np.float32]]:
     """Give a function from raw rows to what `headwater score` says of them."""
 
     def score(rows: pl.DataFrame) -> NDArray[np.float32]:
         folder = tmp_path_factory.mktemp("offline")
         rows.write_parquet(folder / "in.parquet")
-        result, _ = headwater(
+        result, _ = in_process(
             "score", released.release, folder / "in.parquet", folder / "out.parquet", cwd=folder
         )
         assert result["rows"] == rows.height
@@ -82,17 +69,17 @@ def offline(
 
 def test_logs_become_a_first_job_that_runs(
     shop: Any,
-    headwater: Headwater,
+    in_process: Headwater,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "events.parquet").write_bytes((shop.path / "events.parquet").read_bytes())
-    written, _ = headwater("init", "events.parquet", cwd=tmp_path)
+    written, _ = in_process("init", "events.parquet", cwd=tmp_path)
     assert written["job"] == "events.toml"
     assert {"user_id", "item_id", "query", "price", "tags"} <= set(written["features"])
     assert not {"rating", written["label"]} & set(written["features"])
-    shown, _ = headwater("validate", "events.toml", cwd=tmp_path)
+    shown, _ = in_process("validate", "events.toml", cwd=tmp_path)
     dtypes = {each["input"]: each["dtype"] for each in shown["inputs"]}
     assert dtypes["price"] == "double"
     assert dtypes["query"] == "string"
@@ -103,8 +90,8 @@ def test_logs_become_a_first_job_that_runs(
     assert (tmp_path / result["release"] / "model.onnx").is_file()
 
 
-def test_validate_shows_what_the_release_will_take_in(shop: Any, headwater: Headwater) -> None:
-    shown, _ = headwater("validate", shop.job, cwd=shop.path)
+def test_validate_shows_what_the_release_will_take_in(shop: Any, in_process: Headwater) -> None:
+    shown, _ = in_process("validate", shop.job, cwd=shop.path)
     found = {each["input"]: (each["dtype"], each["shape"]) for each in shown["inputs"]}
     assert found == {
         "user_id": ("int64", "scalar"),
@@ -168,8 +155,9 @@ def test_rank_answers_with_the_offline_scores(
     offline: Callable[[pl.DataFrame], NDArray[np.float32]],
     address: str,
     ask: Ask,
+    wait_ready: Callable[[str], None],
 ) -> None:
-    wait_ready(ask, address, variant)
+    wait_ready(f"{address}/v2/models/{variant}/ready")
     context = ["user_id", "age", "country", "ts"]
     candidate = ["item_id", "query", "price", "tags", "genres"]
     rows = shop.joined.with_columns(pl.col("ts").dt.timestamp("ms"), pl.col("price").fill_nan(None))
@@ -198,8 +186,9 @@ def test_open_inference_protocol_answers_with_the_offline_scores(
     offline: Callable[[pl.DataFrame], NDArray[np.float32]],
     address: str,
     ask: Ask,
+    wait_ready: Callable[[str], None],
 ) -> None:
-    wait_ready(ask, address, variant)
+    wait_ready(f"{address}/v2/models/{variant}/ready")
     rows = shop.joined.tail(200)
     status, about = ask(f"{address}/v2/models/{variant}")
     assert status == 200
@@ -232,30 +221,17 @@ def test_missing_and_unseen_values_are_counted_and_scored(
     assert 0 < offline(nothing)[0] < 1
 
 
-def test_tour_of_the_python_api_runs(tmp_path: Path) -> None:
+def test_tour_of_the_python_api_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # From the cache of data sets, which the first run fills from the package index.
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "movielens.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "movielens.py"), run_name="__main__")
     assert cache_folder().joinpath("ml-100k").is_dir()
     scored = pl.read_parquet(tmp_path / "scored.parquet")
     assert scored["prob"].is_between(0, 1).all()
-    (aucs,) = re.findall(r"\{'valid': ([\d.]+), 'test': ([\d.]+)\}", done.stdout)
+    (aucs,) = re.findall(r"\{'valid': ([\d.]+), 'test': ([\d.]+)\}", capsys.readouterr().out)
     assert min(map(float, aucs)) > 0.65
-
-
-def wait_ready(ask: Ask, address: str, model: str) -> None:
-    deadline_s = time.monotonic() + 20
-    while time.monotonic() < deadline_s:
-        if ask(f"{address}/v2/models/{model}/ready")[0] == 200:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{model} is not ready after 20 s")
 
 
 def tensor(about: dict[str, Any], rows: pl.DataFrame) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ import pytest
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.release import load_release
 from headwater.serving.signature import columns_to_arrays
-
-pytestmark = pytest.mark.timeout(120)
 
 RELEASE = Path(__file__).resolve().parents[1] / "old_releases" / "v1" / "shop-v1" / "1"
 SAME = 1e-6
@@ -38,10 +35,13 @@ def test_it_loads_with_its_golden_rows(golden: dict[str, Any]) -> None:
 
 
 def test_it_is_served(
-    golden: dict[str, Any], serving: Callable[..., Any], ask: Callable[..., tuple[int, Any]]
+    golden: dict[str, Any],
+    serving: Callable[..., Any],
+    ask: Callable[..., tuple[int, Any]],
+    wait_ready: Callable[[str], None],
 ) -> None:
     with serving(RELEASE.parent.parent) as url:
-        wait_until(lambda: ask(f"{url}/v2/health/ready")[0] == 200)
+        wait_ready(f"{url}/v2/health/ready")
         request = {"model": "shop-v1", "candidates": golden["rows"]}
         status, answer = ask(f"{url}/v1/rank", request)
     assert status == 200, answer
@@ -55,10 +55,3 @@ def test_it_scores_a_file(
     headwater("score", RELEASE, "in.parquet", "out.parquet", cwd=tmp_path)
     scores = pl.read_parquet(tmp_path / "out.parquet")["prob"]
     np.testing.assert_allclose(scores, golden["scores"], rtol=0, atol=SAME)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline_s, "not ready after 20 s"
-        time.sleep(0.05)

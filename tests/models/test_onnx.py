@@ -27,7 +27,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", CASES)
 def test_the_dense_part_exports_with_a_free_batch_size(name: str) -> None:
     torch.manual_seed(0)

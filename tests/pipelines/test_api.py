@@ -31,7 +31,6 @@ def test_unknown_name_is_an_attribute_error() -> None:
         api.foretell  # noqa: B018
 
 
-@pytest.mark.timeout(120)
 def test_runs_and_folders_are_taken_as_text_or_path(
     tiny_job: Callable[..., Job], tiny_prepared: Prepared, tmp_path: Path
 ) -> None:

@@ -57,6 +57,9 @@ FEATURES = (
 )
 """Computed from an input, crossed from features, and named as its input."""
 
+HANGS_S = 60.0
+"""Seconds after which a server hangs; the busiest machine needs fewer."""
+
 COUNTRIES = ("de", "fr", "österreich")
 BRANDS = ("acme", "globex", "ünicode")
 TAGS = ("new", "sale", "used")
@@ -233,7 +236,7 @@ class Server:
         return f"{self.host}:{self.port}"
 
     def connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=HANGS_S)
         self._connections.append(connection)
         return connection
 
@@ -282,7 +285,7 @@ class Server:
             connection.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(HANGS_S)
 
 
 class Raw:
@@ -293,7 +296,7 @@ class Raw:
 
     def connect(self, server: Server, data: bytes = b"") -> socket.socket:
         """Return a new connection on which `data` was sent."""
-        client = socket.create_connection((server.host, server.port), timeout=10)
+        client = socket.create_connection((server.host, server.port), timeout=HANGS_S)
         self._sockets.append(client)
         client.sendall(data)
         return client
@@ -319,7 +322,7 @@ class Raw:
             client.close()
 
 
-def _wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def _wait_until(condition: Callable[[], Any], seconds: float = HANGS_S) -> None:
     """Return as soon as `condition()` holds; fail after `seconds`."""
     end_s = time.monotonic() + seconds
     while not condition():

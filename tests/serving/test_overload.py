@@ -52,22 +52,27 @@ def test_at_twice_the_capacity_half_is_refused_and_nothing_waits_long(
         async def ask() -> None:
             nonlocal num_refused
             start_s = time.monotonic()
+            is_taken = False
             try:
                 with admission.turn() as turn:
                     turn.take("shop", 10)
+                    is_taken = True
                     scores = await batcher.score(scorer, feeds, 10)
             except QueueFullError:
                 num_refused += 1
-                # At once: within one step of the loop.
-                assert time.monotonic() - start_s < 0.1
+                assert not is_taken  # at once: nothing was waited for
             else:
                 assert len(scores) == 10
                 took_s.append(time.monotonic() - start_s)
 
         tasks: list[asyncio.Task[None]] = []
-        for _ in range(300):
+        for index in range(300):
             tasks.append(asyncio.create_task(ask()))
-            await asyncio.sleep(0.01)
+            # Twice what is scored by then, however fast the machine is, while some of it waits.
+            while (  # noqa: ASYNC110  # a thread counts the rows
+                len(tasks) > len(took_s) + num_refused and 10 * index > 2 * scorer.num_rows
+            ):
+                await asyncio.sleep(0.001)
         await asyncio.gather(*tasks)
         assert num_refused > 30
         assert len(took_s) > 30
@@ -187,7 +192,7 @@ def _send(sockets: list[socket.socket], request: bytes) -> None:
 
 
 def test_request_that_waits_too_long_gets_504_and_is_not_scored(
-    shop: Path, start_server: Callable[..., Any], raw: Any
+    shop: Path, start_server: Callable[..., Any], raw: Any, wait_until: Callable[..., None]
 ) -> None:
     server = start_server(
         shop, timeout_s=0.4, runners=1, max_queue_rows=100 * _HEAVY_ROWS, max_wait_ms=1e6
@@ -202,7 +207,7 @@ def test_request_that_waits_too_long_gets_504_and_is_not_scored(
         thread.join()
     assert {status for status, _ in answers} <= {200, 408, 504}
     assert any(b"not scored within 0.4 s" in body for status, body in answers if status == 504)
-    assert server.post("/v1/rank", RANK)[0] == 200
+    wait_until(lambda: server.post("/v1/rank", RANK)[0] == 200)
     assert server.metric('headwater_serving_rows_total{model="shop"}') < 24 * _HEAVY_ROWS
 
 

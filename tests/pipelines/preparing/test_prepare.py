@@ -330,7 +330,6 @@ def started_and_staging(job_of: JobOf) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.timeout(120)
 def test_a_killed_prepare_leaves_nothing_complete_and_the_next_cleans_up(
     job_of: JobOf, click_columns: list[dict[str, Any]]
 ) -> None:
@@ -354,7 +353,6 @@ def prepare_key(job_of: JobOf) -> str:
     return prepare(job_of(), Path("elsewhere")).path.name
 
 
-@pytest.mark.timeout(120)
 def test_two_at_once_make_one(job_of: JobOf) -> None:
     clicks(2000).write_csv("clicks.csv")
     spawn = multiprocessing.get_context("spawn")
@@ -384,7 +382,6 @@ ls -A disk
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_full_disk_is_told_and_nothing_is_kept(job_of: JobOf) -> None:
     clicks(40_000).write_parquet("clicks.parquet")
     write_job(job_of({"source": "clicks.parquet"}))
@@ -417,7 +414,6 @@ except OutputError as error:
 """
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("limit", [10_000, 400_000])
 def test_a_file_that_may_not_grow_is_told_and_nothing_is_kept(limit: int, job_of: JobOf) -> None:
     clicks(40_000).write_parquet("clicks.parquet")

@@ -90,7 +90,6 @@ def outcome(job: Job, root: Path) -> dict[str, bytes] | str:
     return {str(each.relative_to(path)): each.read_bytes() for each in files}
 
 
-@pytest.mark.timeout(300)
 @settings(
     max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )

@@ -18,9 +18,6 @@ from headwater.models.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from headwater.pipelines.release.context import SlotParts, split_context
 from headwater.pipelines.release.graph import dense_layers
 
-# torch's exporter loads for seconds, in whichever test comes first.
-pytestmark = pytest.mark.timeout(120)
-
 FEATURES, DIM = 5, 4
 PARTS = SlotParts(once=(0, 3), each=(1, 2, 4))
 

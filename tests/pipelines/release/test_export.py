@@ -36,9 +36,6 @@ from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import MANIFEST_NAME, MODEL_NAME, SCORE, Manifest
 from headwater.serving.release import load_release, read_manifest
 
-# torch's exporter loads for seconds, in whichever test comes first.
-pytestmark = pytest.mark.timeout(120)
-
 Released = Callable[..., Path]
 
 FM = {"embedding_dim": 4}

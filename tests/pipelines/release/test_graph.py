@@ -25,9 +25,6 @@ from headwater.serving.release import read_manifest
 
 Released = Callable[..., Path]
 
-# torch's exporter loads for seconds, in whichever test comes first.
-pytestmark = pytest.mark.timeout(120)
-
 SMALL: dict[str, dict[str, Any]] = {
     "logistic_regression": {},
     "fm": {"embedding_dim": 4},

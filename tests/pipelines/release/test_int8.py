@@ -25,9 +25,6 @@ from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import MODEL_NAME, SCORE
 from headwater.serving.release import load_release, read_manifest
 
-# torch's exporter and onnxruntime's tool load for seconds, in whichever test comes first.
-pytestmark = pytest.mark.timeout(120)
-
 MODEL = {"embedding_dim": 8, "hidden_1": (64, 32), "hidden_2": (32,), "num_heads": 1}
 
 

@@ -23,8 +23,6 @@ from headwater.serving.manifest import SCORE
 from headwater.serving.release import load_release, read_manifest
 from headwater.serving.signature import columns_to_arrays
 
-# torch's exporter loads for seconds, in whichever test comes first.
-pytestmark = pytest.mark.timeout(120)
 SCALARS = ["user", "city", "price", "ts"]
 
 

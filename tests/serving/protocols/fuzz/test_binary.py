@@ -30,8 +30,6 @@ from headwater.serving.protocols.oip_messages import InferResponse
 from headwater.serving.protocols.oip_schemas import HEAD_LENGTH
 from headwater.serving.protocols.routes import Failure
 
-pytestmark = pytest.mark.timeout(300)
-
 EXAMPLES = 600
 """Requests of a round of the long run; the ordinary run sends a third."""
 

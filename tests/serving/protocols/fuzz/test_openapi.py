@@ -25,8 +25,6 @@ from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.protocols.oip_schemas import HEAD_LENGTH
 from headwater.serving.signature import LENGTH
 
-pytestmark = pytest.mark.timeout(300)
-
 JSON = "application/json"
 EXAMPLES = 400
 """Requests of a round of the long run; the ordinary run sends a third."""
