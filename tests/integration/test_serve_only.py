@@ -98,6 +98,7 @@ def test_serves_a_release_and_imports_nothing_of_training(
     assert modules.isdisjoint(TRAINING)
     ours = {name for name in modules if name.startswith("headwater.")}
     assert {name for name in ours if name.startswith("headwater.feature_store.")} <= {
+        "headwater.feature_store.dtypes",
         "headwater.feature_store.errors",
         "headwater.feature_store.files",
         "headwater.feature_store.schema",
