@@ -16,7 +16,7 @@ from headwater.serving.errors import RequestError, TooLargeError
 from headwater.serving.protocols.bodies import inflate
 
 RANK = json.dumps({"model": "shop", "candidates": [{"item": 1}, {"item": 2}]}).encode()
-EMPTY = gzip.compress(b"")
+EMPTY = gzip.compress(b"", mtime=0)
 # Longer than a step that is read of a member, compressed too.
 NOISE = random.Random(0).randbytes(10_000)
 
@@ -24,26 +24,26 @@ NOISE = random.Random(0).randbytes(10_000)
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", " GZIP "])
 @given(parts=st.lists(st.binary(), min_size=1))
 def test_members_after_each_other_are_one_body(encoding: str, parts: list[bytes]) -> None:
-    body = b"".join(gzip.compress(part) for part in parts)
+    body = b"".join(gzip.compress(part, mtime=0) for part in parts)
     assert inflate(body, encoding, 10_000) == b"".join(parts)
 
 
 def test_members_may_be_large_or_have_names() -> None:
     compressor = zlib.compressobj(wbits=31, strategy=zlib.Z_HUFFMAN_ONLY)
     other = compressor.compress(NOISE) + compressor.flush()
-    named = b"\x1f\x8b\x08\x08" + bytes(6) + b"name\0" + gzip.compress(RANK)[10:]
-    body = gzip.compress(NOISE) + EMPTY + other + named + EMPTY
+    named = b"\x1f\x8b\x08\x08" + bytes(6) + b"name\0" + gzip.compress(RANK, mtime=0)[10:]
+    body = gzip.compress(NOISE, mtime=0) + EMPTY + other + named + EMPTY
     assert inflate(body, "gzip", 10**6) == NOISE * 2 + RANK
 
 
 def test_bound_holds_for_all_members_together() -> None:
-    body = gzip.compress(b" " * 600) + EMPTY + gzip.compress(NOISE)
+    body = gzip.compress(b" " * 600) + EMPTY + gzip.compress(NOISE, mtime=0)
     assert len(inflate(body, "gzip", 10_600)) == 10_600
     with pytest.raises(TooLargeError, match="expected at most 10599 bytes after gzip"):
         inflate(body, "gzip", 10_599)
 
 
-_SECOND = gzip.compress(NOISE)
+_SECOND = gzip.compress(NOISE, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_what_is_not_whole_members_is_refused(encoding: str, body: bytes, messag
 
 def test_many_members_are_inflated_in_time() -> None:
     # In time that grows with the square of their number, it would take minutes.
-    assert inflate(gzip.compress(b"1") * 50_000, "gzip", 10**6) == b"1" * 50_000
+    assert inflate(gzip.compress(b"1", mtime=0) * 50_000, "gzip", 10**6) == b"1" * 50_000
 
 
 def test_request_in_several_members_is_answered(server: Any) -> None:
-    members = [gzip.compress(part) for part in (RANK[:30], b"", RANK[30:])]
+    members = [gzip.compress(part, mtime=0) for part in (RANK[:30], b"", RANK[30:])]
     status, answer = server.post("/v1/rank", b"".join(members), content_encoding="gzip")
     assert (status, answer) == server.post("/v1/rank", RANK)
     assert status == 200
@@ -84,14 +84,18 @@ def test_request_in_several_members_is_answered(server: Any) -> None:
     ("tail", "status", "message"),
     [
         (b"x", 400, "body: expected valid gzip, found bytes after its end"),
-        (gzip.compress(b" ")[:-3], 400, "body: expected valid gzip, found the data cut short"),
+        (
+            gzip.compress(b" ", mtime=0)[:-3],
+            400,
+            "body: expected valid gzip, found the data cut short",
+        ),
         (gzip.compress(b" " * (4 << 20)), 413, "body: expected at most 4194304 bytes after gzip"),
     ],
 )
 def test_request_with_a_wrong_last_member_is_refused(
     server: Any, tail: bytes, status: int, message: str
 ) -> None:
-    answer = server.post("/v1/rank", gzip.compress(RANK) + tail, content_encoding="gzip")
+    answer = server.post("/v1/rank", gzip.compress(RANK, mtime=0) + tail, content_encoding="gzip")
     assert answer[0] == status
     assert message in answer[1]["error"]
 
@@ -101,8 +105,8 @@ def test_request_with_a_wrong_last_member_is_refused(
     [
         ("br", b"{}", 415, "content-encoding: expected gzip or deflate, found 'br'"),
         ("gzip", b"{}", 400, "body: expected valid gzip"),
-        ("gzip", gzip.compress(b"{}")[:-3], 400, "cut short"),
-        ("gzip", gzip.compress(b"{}") + b"x", 400, "bytes after its end"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-3], 400, "cut short"),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"x", 400, "bytes after its end"),
         ("deflate", zlib.compress(b" " * (5 << 20)), 413, "after deflate"),
         ("gzip", gzip.compress(b" " * (5 << 20)), 413, "after gzip"),
     ],
