@@ -40,6 +40,9 @@ class _Plan:
     """Of each buffer in the epoch, and the number of rows behind the last one."""
 
 
+BUFFER_ROWS = 1_000_000
+
+
 class Reader:
     """Gives the batches of an epoch over a set of shards.
 
@@ -56,7 +59,7 @@ class Reader:
         *,
         seed: int,
         shuffle: bool,
-        buffer_rows: int = 1_000_000,
+        buffer_rows: int = BUFFER_ROWS,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:

@@ -48,7 +48,8 @@ class Stage(Protocol):
     def descend(self, placement: Placement, strategy: Strategy[Any], *, keep: Keep) -> None:
         """Train to the plateau or the last epoch, from the phase's latest checkpoint where there is one.
 
-        Afterwards the placement has the weights of the epoch that `keep` names.
+        Afterwards the placement has the weights of the epoch that `keep` names; in the last phase only the
+        run's checkpoint has them.
         """
         ...
 

@@ -27,9 +27,10 @@ class Optimisers:
         self._lazy: LazyAdam | None = None
         if isinstance(store, LazyTables):
             self._lazy = LazyAdam(store, settings.sparse_lr, settings.sparse_l2)
-        tables = self._lazy if self._fused is None else self._fused
+        self._tables = self._lazy if self._fused is None else self._fused
+        """The optimiser that tables have for themselves; None where Adam has them."""
         vectors = list(network.embeddings.numeric.parameters())
-        if tables is None:
+        if self._tables is None:
             vectors = [*network.embeddings.table_parameters(), *vectors]
         model = list(network.model.parameters())
         # The vectors of dense columns are embeddings: the tables' penalty is theirs in all modes, and
@@ -55,7 +56,7 @@ class Optimisers:
         self._groups: list[tuple[dict[str, Any], str, float]] = []
         for group in [] if self._adam is None else self._adam.param_groups:
             self._groups.append((group, group["kind"], 1.0))
-        for group in [] if tables is None else tables.param_groups:
+        for group in [] if self._tables is None else self._tables.param_groups:
             # fbgemm gives the rate back in float32: the ratio is 1, or 1/2 for first-order weights.
             self._groups.append((group, "sparse", round(group["lr"] / self.lr["sparse"], 4)))
 
@@ -131,10 +132,9 @@ class Optimisers:
         state: dict[str, Any] = {
             "lr": {kind: torch.tensor(lr, dtype=torch.float64) for kind, lr in self.lr.items()}
         }
-        tables = self._lazy if self._fused is None else self._fused
-        if tables is not None:
+        if self._tables is not None:
             mode = self._placement.network.embeddings.mode
-            state[mode] = plain(tables.state_dict()["state"])
+            state[mode] = plain(self._tables.state_dict()["state"])
         if self._adam is not None:
             state["adam"] = {
                 name: self._adam.state[weight]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from headwater.pipelines.runs.records import Epoch, Training, Values
+from headwater.pipelines.runs.records import Epoch, TrainingRecord, Values
 
 FORMAT_VERSION = 2
 
@@ -47,7 +47,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """Type of the model."""
     headwater_version: str
-    training: Training
+    training: TrainingRecord
     data: DataSummary
     history: list[Epoch]
     splits: Mapping[str, SplitEvaluation]

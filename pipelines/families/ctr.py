@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from headwater.feature_store.reader import Reader
+from headwater.feature_store.reader import BUFFER_ROWS, Reader
 from headwater.models.batch import Batch
 from headwater.pipelines.evaluation.importance import (
     MAX_ROWS,
@@ -50,13 +50,12 @@ def examples(
     prepared: Prepared, split: SplitName, reading: Reading, ranks: Ranks, device: torch.device
 ) -> Loader:
     """Return the batches of a split."""
-    shuffle_rows = reading.shuffle_rows
     reader = Reader(
         prepared.dataset(split, verify=reading.verify),
         reading.batch_size,
         seed=reading.seed,
-        shuffle=shuffle_rows is not None,
-        **({} if shuffle_rows is None else {"buffer_rows": shuffle_rows}),
+        shuffle=reading.shuffle_rows is not None,
+        buffer_rows=reading.shuffle_rows or BUFFER_ROWS,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )

@@ -26,7 +26,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     improved: bool
 
 
-class Training(msgspec.Struct, frozen=True, kw_only=True):
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One training as a whole."""
 
     epochs: int
@@ -64,7 +64,7 @@ class RunMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """`metrics.json`: written when training ends, and again by an evaluation."""
 
     format_version: int = 2
-    training: Training
+    training: TrainingRecord
     history: list[Epoch]
     metrics: dict[str, Values] = {}
     """By split, once the run was evaluated."""

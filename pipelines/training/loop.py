@@ -29,7 +29,7 @@ from headwater.pipelines.family import Examples, Scoring, family_of
 from headwater.pipelines.job import Job
 from headwater.pipelines.ranks import Ranks, gathered, shared
 from headwater.pipelines.runs.checkpoint import CHECKPOINT, Checkpoints
-from headwater.pipelines.runs.records import Epoch, Training
+from headwater.pipelines.runs.records import Epoch, TrainingRecord
 from headwater.pipelines.runs.run import Run
 from headwater.pipelines.training.memory import keep_freed_memory, peak_cuda_mb, peak_rss_mb
 from headwater.pipelines.training.plateau import Plateau
@@ -89,7 +89,7 @@ class Loop:
         self.strategy, self.placement, self.ranks = strategy, strategy.placement, ranks
         self.device = self.placement.device
         self.keep = keep
-        self.record: Training | None = None
+        self.record: TrainingRecord | None = None
         """The record of the training, once it has ended."""
         self.family = family_of(job)
         self.monitor = job.train.monitor or self.family.monitor
@@ -223,15 +223,15 @@ class Loop:
         """Return what is to be maximised."""
         return self.family.monitored(values, self.monitor)
 
-    def _record(self) -> Training:
+    def _record(self) -> TrainingRecord:
         """Return how training ended."""
-        at, best = self.at, self.plateau.best_epoch
-        return Training(
+        at = self.at
+        return TrainingRecord(
             epochs=len(at.history),
-            best_epoch=best,
+            best_epoch=self.kept,
             steps=at.step,
             stopped="plateau" if self.plateau.stopped else "epochs",
-            still_improving=best == len(at.history),
+            still_improving=self.plateau.best_epoch == len(at.history),
             monitor=self.monitor,
             best=self.plateau.best,
             seconds=at.total_seconds,

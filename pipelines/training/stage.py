@@ -15,7 +15,7 @@ from headwater.models.placement.place import place
 from headwater.models.placement.placement import Placement
 from headwater.models.placement.settings import LearnSettings
 from headwater.models.strategy import Strategy
-from headwater.pipelines.job import Job, read_model
+from headwater.pipelines.job import Job
 from headwater.pipelines.output import write_whole, writing
 from headwater.pipelines.ranks import Ranks
 from headwater.pipelines.resolved import job_network, learn_settings
@@ -42,18 +42,20 @@ class Training:
     run: Run
     device: torch.device
     ranks: Ranks
+    config: ModelConfig
+    """The model's settings in the job."""
+    phases: tuple[Phase, ...]
+    """Phases that the model declares."""
 
-    def phases(self) -> tuple[Phase, ...]:
-        """Return the phases that the model declares."""
-        model_class, config = read_model(self.job.model.type, self.job.model.settings())
-        return model_class.phases(config)
+    def is_last(self, number: int) -> bool:
+        """Return whether a phase, by its number from 0, trains the network of the run."""
+        return number == len(self.phases) - 1
 
     def folder(self, number: int) -> Path:
         """Return the folder of a phase, by its number from 0; the last one's is the run itself."""
-        phases = self.phases()
-        if number == len(phases) - 1:
+        if self.is_last(number):
             return self.run.path
-        return self.run.path / PHASES / f"{number + 1}-{phases[number].name}"
+        return self.run.path / PHASES / f"{number + 1}-{self.phases[number].name}"
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ class TrainingStage:
     @property
     def config(self) -> ModelConfig:
         """The model's settings in the job."""
-        return read_model(self.training.job.model.type, self.training.job.model.settings())[1]
+        return self.training.config
 
     @property
     def learn(self) -> LearnSettings:
@@ -88,7 +90,7 @@ class TrainingStage:
 
     def earlier(self, phase: str) -> Path:
         """Return the folder of a phase before this one, by its name."""
-        names = [each.name for each in self.training.phases()[: self.number]]
+        names = [each.name for each in self.training.phases[: self.number]]
         return self.training.folder(names.index(phase))
 
     def build(self, config: ModelConfig) -> Placement:
@@ -98,7 +100,7 @@ class TrainingStage:
         return place(network, training.device, self.learn)
 
     def descend(self, placement: Placement, strategy: Strategy[Any], *, keep: Keep) -> None:
-        """Train a network to the plateau or the last epoch, and leave it with the weights that count."""
+        """Train a network to the plateau or the last epoch, as `models.phases.Stage` says."""
         assert strategy.placement is placement, "a strategy trains the network that it was made for"
         training = self.training
         loop = Loop(
@@ -115,7 +117,8 @@ class TrainingStage:
             loop.resume()
         loop.train()
         self.ended = loop
-        if loop.kept < len(loop.history):
+        if loop.kept < len(loop.history) and not training.is_last(self.number):
+            # Of the last phase the checkpoint has them, and reading it again would double the memory.
             parts = Checkpoints(loop.checkpoints.folder).load("best")
             assert parts is not None, "every epoch leaves a checkpoint"
             placement.load_weights(parts["network"]["weights"])
@@ -123,15 +126,14 @@ class TrainingStage:
 
 def run_phases(training: Training, *, resume: bool) -> Loop:
     """Carry all phases to their end, and return the last descent; `resume` passes over those that ended."""
-    phases = training.phases()
     ended: Loop | None = None
-    for number, phase in enumerate(phases):
+    for number, phase in enumerate(training.phases):
         done = training.folder(number) / DONE
-        is_last = number == len(phases) - 1
+        is_last = training.is_last(number)
         if resume and not is_last and done.is_file():
             continue
         stage = TrainingStage(training, number, resumes=resume)
-        if len(phases) > 1 and training.ranks.is_first:
+        if len(training.phases) > 1 and training.ranks.is_first:
             training.run.log("phase started", number=number + 1, phase=phase.name)
         phase.run(stage)
         training.ranks.barrier()

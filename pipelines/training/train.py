@@ -1,4 +1,4 @@
-"""Training: a job and its prepared data become a run, one way for all click models.
+"""Training: a job and its prepared data become a run, one way for all models.
 
 What could be refused is looked at first, then the network is assembled and the loop runs. With the same
 seed, data and thread count the weights are the same bit by bit, also after a kill and `--resume`.
@@ -14,7 +14,7 @@ from headwater.feature_store.errors import DataError, JobError, RunError
 from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
-from headwater.pipelines.family import Examples, Reading, family_of
+from headwater.pipelines.family import Examples, Reading, find_family
 from headwater.pipelines.job import Job, read_model, require_job
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import Ranks, find_ranks, shared, start_ranks
@@ -68,8 +68,9 @@ def train(
             note(f"{run.path}: training is complete, nothing is left to do")
             return run
     start_ranks(ranks, device)
-    model = draft_model(prepared.schema, *read_model(job.model.type, job.model.settings()))
-    family = family_of(job)
+    model_class, config = read_model(job.model.type, job.model.settings())
+    model = draft_model(prepared.schema, model_class, config)
+    family = find_family(model_class.family)
     examples: dict[SplitName, Examples] = {
         split: family.examples(prepared, split, _reading(job, split, ranks), ranks, device)
         for split in ("train", "valid")
@@ -86,8 +87,11 @@ def train(
         job = resolve(job)
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
     with run.training() if ranks.is_first else nullcontext():
+        training = Training(
+            job, prepared, examples, run, device, ranks, config, model_class.phases(config)
+        )
         try:
-            ended = run_phases(Training(job, prepared, examples, run, device, ranks), resume=resume)
+            ended = run_phases(training, resume=resume)
         except KeyboardInterrupt:
             note(f"stopped; go on with: headwater train --resume {run.path}")
             raise

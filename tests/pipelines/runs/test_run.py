@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.output import write_whole
-from headwater.pipelines.runs.records import Epoch, RunMetrics, Training
+from headwater.pipelines.runs.records import Epoch, RunMetrics, TrainingRecord
 from headwater.pipelines.runs.run import METRICS, create_run, newest_run, open_run
 
 
@@ -104,7 +104,7 @@ def run_metrics(valid: dict[str, float | None]) -> RunMetrics:
         rows_per_second=2.0,
         improved=True,
     )
-    training = Training(
+    training = TrainingRecord(
         epochs=1,
         best_epoch=1,
         steps=3,
