@@ -14,6 +14,7 @@ from headwater.feature_store.errors import DataError, JobError, RunError
 from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
+from headwater.pipelines.family import Examples
 from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.job_model import job_model
 from headwater.pipelines.prepared import Prepared, SplitName
@@ -82,7 +83,9 @@ def train(
     declared = [column.name for column in job.features.columns]
     model = draft_model(prepared.schema, model_class, config, declared)
     splits: tuple[SplitName, ...] = ("train", "valid")
-    examples = {(split, False): open_split(job, prepared, split, ranks, device) for split in splits}
+    examples: dict[tuple[SplitName, bool], Examples] = {
+        (split, False): open_split(job, prepared, split, ranks, device) for split in splits
+    }
     least = ranks.world_size * least_rows(model)
     if (found := examples["train", False].rows) < least:
         raise DataError(
