@@ -158,8 +158,8 @@ def partial(
         for some in _codes(_code_queries(crossed, schema), fragment, schema):
             codes |= some
         for encoder in crossed:
-            rows = [[codes[name] for name in encoder.columns]]
-            (learned[encoder.name],) = count(lambda rows=rows: rows, _cross(encoder, fitted))
+            chunks = [[codes[name] for name in encoder.columns]]
+            (learned[encoder.name],) = count(lambda chunks=chunks: chunks, _cross(encoder, fitted))
     return learned
 
 
