@@ -83,7 +83,8 @@ def make_planted(
     Parameters
     ----------
     out
-        Folder to write, which must not exist: train, valid and test rows, `job.toml`, and the truth.
+        Folder to write: train, valid and test rows, `job.toml`, and the truth. One that exists is
+        refused, unless it holds the same data.
     """
     from headwater.pipelines.job import read_settings
     from headwater.pipelines.planted.config import read_config

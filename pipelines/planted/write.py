@@ -5,6 +5,7 @@ The rows are made and written a chunk at a time: of all rows only the test rows'
 
 from __future__ import annotations
 
+import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,14 @@ class Planted:
 
 
 def write_planted(folder: Path | str, config: PlantedConfig | None = None) -> Planted:
-    """Write data with planted truth into a new folder, whole or not at all.
+    """Write data with planted truth into a folder, whole or not at all; at once if it is there.
 
-    InputError where the folder exists, OutputError where it cannot be written.
+    InputError where something else is there, OutputError where the folder cannot be written.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), config or PlantedConfig()
     if folder.exists():
-        raise InputError(f"{folder}: exists already. Name a folder that does not exist.")
-    truth = plant(config or PlantedConfig())
+        return _written(folder, config)
+    truth = plant(config)
     with publish(folder) as part:
         counts = truth.counts()
         reached = _write_rows(truth, counts, part)
@@ -81,6 +82,17 @@ def write_planted(folder: Path | str, config: PlantedConfig | None = None) -> Pl
         (part / "truth.toml").write_text(tomli_w.dumps(description), encoding="utf-8")
         (part / "job.toml").write_text(_job_text(truth, folder), encoding="utf-8")
     return Planted(folder, folder / "job.toml", reached)
+
+
+def _written(folder: Path, config: PlantedConfig) -> Planted:
+    """Return what was written before with the same settings, and so is the same."""
+    path = folder / "truth.toml"
+    found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("settings") != config.model_dump(mode="json"):
+        raise InputError(
+            f"{folder}: exists already, and is no data with these settings. Name another folder."
+        )
+    return Planted(folder, folder / "job.toml", found["auc"])
 
 
 def _write_rows(truth: Truth, counts: Counts, folder: Path) -> dict[str, float]:

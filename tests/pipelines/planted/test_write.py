@@ -235,11 +235,23 @@ def test_noise_lowers_the_auc_that_can_be_reached(tmp_path: Path) -> None:
     assert noisy.auc["bayes"] < plain.auc["bayes"] - 0.03
 
 
-def test_folder_that_exists_is_refused(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_same_settings_again_change_nothing(planted: Path, truth: dict[str, Any]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in planted.iterdir()}
+    again = write_planted(planted, PlantedConfig.model_validate(SETTINGS))
+    assert again.job == planted / "job.toml"
+    assert again.auc == truth["auc"]
+    assert {path: path.stat().st_mtime_ns for path in planted.iterdir()} == before
+
+
+def test_folder_of_something_else_is_refused(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (planted / "truth.toml").read_bytes()
-    assert main(["datasets", "make", "planted", str(planted)]) == 2
-    assert f"{planted}: exists already" in capsys.readouterr().err
+    for folder in (planted, tmp_path):
+        assert main(["datasets", "make", "planted", str(folder)]) == 2
+        assert f"{folder}: exists already" in capsys.readouterr().err
     assert (planted / "truth.toml").read_bytes() == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_writing_leaves_nothing(
