@@ -140,21 +140,28 @@ class _Splitter:
 
     def _gated(self, node: NodeProto, found: list[str]) -> bool:
         """Follow `slot * gate`, the gate one for all rows or set by the context."""
-        if node.op_type != "Mul" or len(found) != 1 or self._parted[found[0]].is_flat:
+        if node.op_type != "Mul" or len(found) != 1:
             return False
         parted = self._parted[found[0]]
+        features, dim = self._size(parted.slot)
         (gate,) = (name for name in node.input if name != found[0])
         known = gate in self._constant or gate in self._once
-        if not known or self._shapes.get(gate, ())[1:] != self._shapes[parted.slot][1:]:
+        shape = (features * dim,) if parted.is_flat else (features, dim)
+        if not known or self._shapes.get(gate, ())[1:] != shape:
             return False
         parts = self._slots[parted.slot]
         names: list[str] = []
         for value, positions in ((parted.once, parts.once), (parted.each, parts.each)):
             output = f"{node.output[0]}/{len(names)}"
-            index = self._tensor(f"{output}_at", np.array(positions, np.int64))
+            places = np.array(positions, np.int64)
+            if parted.is_flat:
+                places = _coordinates(places, dim)
+            index = self._tensor(f"{output}_at", places)
             some = self._add("Gather", [gate, index], f"{output}_gate", axis=1)
             names.append(self._add("Mul", [value, some], output))
-        self._parted[node.output[0]] = _Parted(names[0], names[1], parted.slot, is_flat=False)
+        self._parted[node.output[0]] = _Parted(
+            names[0], names[1], parted.slot, is_flat=parted.is_flat
+        )
         return True
 
     def _flat(self, node: NodeProto) -> bool:
@@ -216,7 +223,7 @@ class _Splitter:
             parts = self._slots[parted.slot]
             order = np.argsort(parts.once + parts.each)
             if parted.is_flat:
-                order = (order[:, None] * dim + np.arange(dim)).reshape(-1)
+                order = _coordinates(order, dim)
             if (order != np.arange(len(order))).any():
                 index = self._tensor(f"{name}/order", order.astype(np.int64))
                 value = self._add("Gather", [value, index], f"{name}/all", axis=1)
@@ -244,6 +251,11 @@ class _Splitter:
     def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
+
+
+def _coordinates(features: NDArray[np.int64], dim: int) -> NDArray[np.int64]:
+    """Return where the coordinates of features lie in a flat slot."""
+    return (features[:, None] * dim + np.arange(dim)).reshape(-1)
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int | str, ...]]:
