@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -48,6 +48,8 @@ class Slot:
     dim: int
     columns: tuple[str, ...] | None = None
     """Encoded columns to embed, in this order; None for all of the schema, in schema order."""
+    rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many rows the table of a pruned column keeps, without row 0; it has a remap of its codes."""
 
 
 class Model(nn.Module):
