@@ -7,7 +7,7 @@ D dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -42,11 +42,16 @@ class Embeddings(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, slots: Mapping[str, Slot], mode: Mode, seed: int = 0
+        self,
+        schema: Schema,
+        slots: Mapping[str, Slot],
+        mode: Mode,
+        seed: int = 0,
+        declared: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         self.mode: Mode = mode
-        self.layouts = lay_out(schema, slots)
+        self.layouts = lay_out(schema, slots, declared)
         is_pruned = any(True for layout in self.layouts for _ in layout.pruned())
         self.remap = Remap(self.layouts) if is_pruned else None
         width = schema.width if self.remap is None else schema.width + len(self.remap.places_V)
