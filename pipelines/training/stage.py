@@ -47,6 +47,8 @@ class Training:
     job: Job
     prepared: Prepared
     """Data with the columns of the job's model, which the first phase reads."""
+    examples: Mapping[tuple[SplitName, bool], Examples]
+    """Its opened splits, each with and without the numbers of rows."""
     run: Run
     device: torch.device
     ranks: Ranks
@@ -82,7 +84,7 @@ class TrainingStage:
     examples: dict[tuple[SplitName, bool], Examples] = field(
         default_factory=dict["tuple[SplitName, bool]", "Examples"], init=False
     )
-    """Opened splits of it, with and without the numbers of rows."""
+    """Its opened splits."""
 
     @property
     def config(self) -> ModelConfig:
@@ -121,7 +123,9 @@ class TrainingStage:
         """Return an untrained network with these settings, as `models.phases.Stage` says."""
         training = self.training
         job = with_model(training.job, config)
-        self.prepared, self.examples = data_of(job, training.prepared, training.ranks), {}
+        self.prepared = data_of(job, training.prepared, training.ranks)
+        same = self.prepared is training.prepared
+        self.examples = dict(training.examples) if same else {}
         if training.is_last(self.number) and training.ranks.is_first:
             training.run.record_model(job)
         network = job_network(job, self.prepared.schema, mode)
@@ -197,9 +201,13 @@ class TrainingStage:
         key = (split, numbered)
         if key not in self.examples:
             training = self.training
-            reading = job_reading(training.job, split, training.ranks, numbered=numbered)
-            self.examples[key] = family_of(training.job).examples(
-                self.prepared, split, reading, training.ranks, training.device
+            self.examples[key] = open_split(
+                training.job,
+                self.prepared,
+                split,
+                training.ranks,
+                training.device,
+                numbered=numbered,
             )
         return self.examples[key]
 
@@ -218,9 +226,17 @@ def data_of(job: Job, prepared: Prepared, ranks: Ranks) -> Prepared:
     return load_prepared(shared(prepare(job, root).path if ranks.is_first else None, ranks))
 
 
-def job_reading(job: Job, split: SplitName, ranks: Ranks, *, numbered: bool = False) -> Reading:
-    """Return how training reads a split."""
-    return Reading(
+def open_split(
+    job: Job,
+    prepared: Prepared,
+    split: SplitName,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    numbered: bool = False,
+) -> Examples:
+    """Return the batches of a split as training reads them."""
+    reading = Reading(
         job.train.batch_size,
         seed=job.train.seed,
         shuffle_rows=job.train.shuffle_rows if split == "train" else None,
@@ -228,6 +244,7 @@ def job_reading(job: Job, split: SplitName, ranks: Ranks, *, numbered: bool = Fa
         verify=ranks.local_rank == 0,
         numbered=numbered,
     )
+    return family_of(job).examples(prepared, split, reading, ranks, device)
 
 
 def run_phases(training: Training, *, resume: bool, search_only: bool = False) -> Loop | None:

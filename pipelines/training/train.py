@@ -14,9 +14,10 @@ from headwater.feature_store.errors import DataError, JobError, RunError
 from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
+from headwater.pipelines.family import Examples
 from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.job_model import job_model
-from headwater.pipelines.prepared import Prepared
+from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import find_ranks, shared, start_ranks
 from headwater.pipelines.resolved import resolve, training_device
 from headwater.pipelines.rules.settings import setting_problems
@@ -24,7 +25,7 @@ from headwater.pipelines.runs.records import RunMetrics
 from headwater.pipelines.runs.run import METRICS, RUNS, Run, as_run, create_run
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
-from headwater.pipelines.training.stage import Training, data_of, run_phases
+from headwater.pipelines.training.stage import Training, data_of, open_split, run_phases
 
 
 @flush_denormals()
@@ -81,8 +82,12 @@ def train(
         )
     declared = [column.name for column in job.features.columns]
     model = draft_model(prepared.schema, model_class, config, declared)
+    splits: tuple[SplitName, ...] = ("train", "valid")
+    examples: dict[tuple[SplitName, bool], Examples] = {
+        (split, False): open_split(job, prepared, split, ranks, device) for split in splits
+    }
     least = ranks.world_size * least_rows(model)
-    if (found := prepared.statistics.splits["train"].rows) < least:
+    if (found := examples["train", False].rows) < least:
         raise DataError(
             f"{prepared.path / 'train'}: found {found} {'row' if found == 1 else 'rows'}, expected at least "
             f"{least}, without which there is no step of training. Give more training rows."
@@ -93,7 +98,7 @@ def train(
         job = resolve(job)
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
     with run.training() if ranks.is_first else nullcontext():
-        training = Training(job, prepared, run, device, ranks, config, phases)
+        training = Training(job, prepared, examples, run, device, ranks, config, phases)
         try:
             ended = run_phases(training, resume=resume, search_only=search_only)
         except KeyboardInterrupt:
