@@ -12,7 +12,7 @@ No step is taken per row in Python: a batch costs one gather an array, a buffer 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ class Reader:
     (sizes differ by at most 1, and a last batch of fewer rows than ranks leaves some with none).
     `(rank, world_size)` serves processes and loader workers alike: worker w of W on rank r is
     `rank * W + w` of `world_size * W`. Memory: `buffer_rows` rows (and up to a block more).
+    Rows that are `numbered` have their number in the data.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Reader:
         buffer_rows: int = BUFFER_ROWS,
         rank: int = 0,
         world_size: int = 1,
+        numbered: bool = False,
     ) -> None:
         assert batch_size > 0, f"batch_size {batch_size}"
         assert buffer_rows > 0, f"buffer_rows {buffer_rows}"
@@ -73,6 +75,8 @@ class Reader:
         self._buffer_rows = buffer_rows
         self._rank = rank
         self._world_size = world_size
+        self._numbered = numbered
+        self._first_rows = np.cumsum([0, *shards.shard_rows])
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, the same on every rank."""
@@ -149,6 +153,8 @@ class Reader:
                 np.take(values, source[part], axis=0, out=target[part], mode="clip")
             self.shards.release(int(index))
             begin += count
+        if self._numbered:
+            rows = replace(rows, row=source + np.repeat(self._first_rows[shard], length))
         if not self._shuffle:
             return rows, None
         # From 1: 0 is the order of the blocks, and NumPy ignores zeros at the end of a seed.

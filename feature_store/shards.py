@@ -80,6 +80,8 @@ class Arrays:
     label: NDArray[np.float32]
     weight: NDArray[np.float32] | None = None
     group: NDArray[np.int64] | None = None
+    row: NDArray[np.int64] | None = None
+    """Number of each row in the data, which no shard holds: a reader gives it."""
 
     def __len__(self) -> int:
         return len(self.label)

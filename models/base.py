@@ -6,15 +6,18 @@ B examples, F features (in schema order; a list column is one, after pooling), D
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from headwater.feature_store.config import Config
 from headwater.models.layers import MLP
+
+if TYPE_CHECKING:
+    from headwater.feature_store.encoders import Declared
 
 FamilyName = Literal["ctr", "retrieval"]
 
@@ -24,6 +27,13 @@ class ModelConfig(Config):
 
     embedding_dim: int = Field(default=16, gt=0)
     """Dimension of the embedding of one feature; fused tables want a multiple of 4."""
+
+    def complete(self, features: Sequence[Declared]) -> Self:  # noqa: ARG002
+        """Return the settings with what they leave open to the declared features; JobError where they cannot.
+
+        What is complete stays as it is, so that a run's own job gives the same network again.
+        """
+        return self
 
 
 class MLPConfig(ModelConfig):
@@ -47,7 +57,9 @@ class Slot:
 
     dim: int
     columns: tuple[str, ...] | None = None
-    """Encoded columns to embed, in this order; None for all of the schema, in schema order."""
+    """Encoded columns to embed, in this order; None for all that the job declares, in schema order."""
+    bound: float | None = None
+    """First values of tables are uniform in (-bound, bound); normal(0, 1e-4) when absent."""
 
 
 class Model(nn.Module):
@@ -70,6 +82,15 @@ class Model(nn.Module):
     def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:
         """Return the embeddings that the model wants, by name; by default one main slot."""
         return {"emb_BFD": Slot(config.embedding_dim)}
+
+    @classmethod
+    def columns(cls, config: ModelConfig, features: Sequence[Declared]) -> Sequence[Declared]:  # noqa: ARG003
+        """Return encoders of columns that the model reads beside the declared `features`, as crosses.
+
+        They are fitted and encoded behind the declared ones, and only a slot that names them reads them. A
+        model that has some is listed in `models.registry.ADDING_COLUMNS`.
+        """
+        return ()
 
     @classmethod
     @abstractmethod

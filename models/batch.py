@@ -22,6 +22,8 @@ class Batch:
     """float32 training weight, where the job names one."""
     group_B: Tensor | None = None
     """int64 key of the group (by default the user) for grouped metrics, where the job names one."""
+    row_B: Tensor | None = None
+    """int64 number of the row in the data, where the reader was asked for it."""
 
     def __len__(self) -> int:
         return len(self.label_B)

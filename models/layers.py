@@ -20,7 +20,7 @@ def linear(width_in: int, width_out: int) -> nn.Linear:
 
 
 class MLP(nn.Sequential):
-    """Linear, [batch norm], ReLU, [dropout] for each width: (B, width_in) -> (B, H); no output."""
+    """Linear, [norm], ReLU, [dropout] for each width: (B, width_in) -> (B, H); no output."""
 
     def __init__(
         self,
@@ -29,12 +29,15 @@ class MLP(nn.Sequential):
         *,
         dropout: float = 0.0,
         batch_norm: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
             layers.append(linear(width_in, width))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(width))
+            if layer_norm:
+                layers.append(nn.LayerNorm(width))
             layers.append(nn.ReLU(inplace=True))  # no layer before it needs its own output
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,16 @@ from headwater.models.tables.looked import Looked
 class Network(nn.Module):
     """Two steps, `embeddings` and then `model`, so that a method can stand between."""
 
-    def __init__(self, schema: Schema, model: Model, mode: Mode, seed: int = 0) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        model: Model,
+        mode: Mode,
+        seed: int = 0,
+        declared: Collection[str] | None = None,
+    ) -> None:
         super().__init__()
-        self.embeddings = Embeddings(schema, model.slots(model.config), mode, seed)
+        self.embeddings = Embeddings(schema, model.slots(model.config), mode, seed, declared)
         self.model = model
 
     def forward(self, batch: Batch) -> tuple[Tensor, Looked]:
@@ -31,27 +38,38 @@ class Network(nn.Module):
 
 
 def build_network(
-    schema: Schema, model_class: type[Model], config: ModelConfig, mode: Mode, seed: int
+    schema: Schema,
+    model_class: type[Model],
+    config: ModelConfig,
+    mode: Mode,
+    seed: int,
+    declared: Collection[str] | None = None,
 ) -> Network:
     """Return a network on the CPU whose first values depend on `seed` alone, equal in all modes.
 
-    JobError names the setting that asks for a column that the schema does not have.
+    `declared` are the columns that the job declares, all of the schema when absent. JobError names the
+    setting that asks for a column that the schema does not have.
     """
     _require_columns(schema, model_class, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
-        model = model_class(config, num_features=len(schema.columns))
-    return Network(schema, model, mode, seed)
+        model = model_class(config, num_features=len(declared or schema.columns))
+    return Network(schema, model, mode, seed, declared)
 
 
-def draft_model(schema: Schema, model_class: type[Model], config: ModelConfig) -> Model:
+def draft_model(
+    schema: Schema,
+    model_class: type[Model],
+    config: ModelConfig,
+    declared: Collection[str] | None = None,
+) -> Model:
     """Return a model without memory for its weights, to ask it before a network is built.
 
     JobError as `build_network` raises it.
     """
     _require_columns(schema, model_class, config)
     with torch.device("meta"):
-        return model_class(config, num_features=len(schema.columns))
+        return model_class(config, num_features=len(declared or schema.columns))
 
 
 def count_parameters(network: Network) -> int:

@@ -15,7 +15,16 @@ MODELS = {
     "deepfm": "headwater.models.ctr.deepfm:DeepFM",
     "dcnv2": "headwater.models.ctr.dcnv2:DCNv2",
     "finalmlp": "headwater.models.ctr.finalmlp:FinalMLP",
+    "optinter": "headwater.models.ctr.optinter:OptInter",
 }
+
+ADDING_COLUMNS = frozenset({"optinter"})
+"""Registered models with `columns` beside the declared ones; the others need not be imported to know it."""
+
+
+def may_add_columns(name: str) -> bool:
+    """Return whether a model may read columns beside the declared ones, as one of a user's own may."""
+    return name in ADDING_COLUMNS or name not in MODELS
 
 
 def load_model(name: str) -> type[Any]:

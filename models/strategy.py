@@ -7,12 +7,12 @@ Every draw of a strategy is a function of (seed, epoch, batch, rank), or is in i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.feature_store.errors import JobError
 from headwater.models.placement.optimisers import Optimisers
@@ -41,15 +41,26 @@ class Strategy(ABC, Generic[B]):
     modes: ClassVar[tuple[Mode, ...]] = ("dense", "lazy", "fused")
     """Table modes that it can train. Fused tables update themselves at each backward pass, so a strategy that
     needs the sum of several passes leaves them out."""
+    reads_numbers: ClassVar[bool] = False
+    """Whether its batches have `row_B`, the number of each row in the training data."""
 
-    def __init__(self, placement: Placement, settings: LearnSettings) -> None:
-        """Make the optimisers; JobError for a table mode that the strategy cannot train."""
+    def __init__(
+        self,
+        placement: Placement,
+        settings: LearnSettings,
+        *,
+        apart: Collection[nn.Parameter] = (),
+    ) -> None:
+        """Make the optimisers; JobError for a table mode that the strategy cannot train.
+
+        Weights that are `apart` have no optimiser, penalty or clipping here: the strategy trains them.
+        """
         mode = placement.network.embeddings.mode
         if mode not in self.modes:
             raise JobError(mode_problem(type(self), mode))
         self.placement = placement
         self.settings = settings
-        self.optimisers = Optimisers(placement, settings)
+        self.optimisers = Optimisers(placement, settings, apart)
 
     def begin_epoch(self, epoch: int) -> None:
         """Change what depends on the epoch, from 1: temperatures, sampled dimensions. By default nothing."""

@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Fit encoders and write encoded shards.",
     ),
     "train": ("headwater.pipelines.commands.steps:train", "Train a model on encoded shards."),
+    "search": (
+        "headwater.pipelines.commands.steps:search",
+        "Search for a model's architecture, and stop there.",
+    ),
     "evaluate": ("headwater.pipelines.commands.steps:evaluate", "Measure a run on its test data."),
     "export": ("headwater.pipelines.commands.steps:export", "Write a run as a release."),
     "report": (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import polars as pl
+    from torch import Tensor
 
     from headwater.feature_store.errors import TrainingError
     from headwater.feature_store.schema import Schema
@@ -70,6 +71,8 @@ class Reading:
     """Rows among which training shuffles; None for the order of the shards."""
     verify: bool = True
     """Compare shards with their hashes."""
+    numbered: bool = False
+    """Give each row its number in the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +127,18 @@ class Family:
     """Batches of a split, on a device."""
     measure: Callable[[Scoring, Examples, SplitName], Mapping[str, float] | None]
     """Metrics of a split, on rank 0; every rank must call it. DataError where nothing can be measured."""
+    measure_all: Callable[[Callable[[Any], Tensor], Iterable[Any]], list[Mapping[str, float]]]
+    """Metrics of C candidates, whose outputs of a batch a function gives, (C, B); batches are read once."""
     non_finite: Callable[..., TrainingError]
     """The error for a loss that is not finite, with cause and remedy: `non_finite_loss` of training."""
     evaluate: Callable[[Scoring, Sequence[SplitName], Mapping[str, Any]], Evaluation]
     """The evaluation of splits, with the fields that all families share."""
     evaluation: type[Evaluation]
     """Its type, to read it from its file."""
-    panels: Callable[[Evaluation], Iterable[Panel]]
-    """Sections of the report, in order."""
+    facts: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
+    """What a report says of the features of a resolved job, as label and text."""
+    panels: Callable[[Evaluation, Path], Iterable[Panel]]
+    """Sections of the report, in order; the path is that of the run."""
     release: Callable[[Trained, Manifest, Path], Manifest]
     """Write the files of a release into a folder, proven, and add to its manifest kind, graphs, artefacts and
     parity; JobError for a wrong `[export]` setting."""

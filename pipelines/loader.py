@@ -80,6 +80,13 @@ class Loader:
         pinned = self.device.type == "cuda"
         tensors = (
             None if array is None else torch.from_numpy(array)
-            for array in (batch.codes, batch.dense, batch.label, batch.weight, batch.group)
+            for array in (
+                batch.codes,
+                batch.dense,
+                batch.label,
+                batch.weight,
+                batch.group,
+                batch.row,
+            )
         )
         return Batch(*(t.pin_memory() if t is not None and pinned else t for t in tensors))  # pyright: ignore[reportArgumentType]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from headwater.feature_store.schema import Schema
-from headwater.models.base import ModelConfig
 from headwater.models.network import Network, build_network
 from headwater.models.placement.settings import LearnSettings
 from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.family import family_of
-from headwater.pipelines.job import Job, ModelSection, read_model
+from headwater.pipelines.job import Job
+from headwater.pipelines.job_model import job_model, with_model
 from headwater.pipelines.ranks import Ranks, find_ranks
 
 
@@ -19,17 +19,12 @@ def resolve(job: Job) -> Job:
 
     JobError for a wrong `[model]` setting.
     """
-    _, config = read_model(job.model.type, job.model.settings())
-    section = {"type": job.model.type, **config.model_dump(mode="json")}
+    _, config = job_model(job)
     mode, lr = how_tables_learn(job)
     sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
     monitor = job.train.monitor or family_of(job).monitor
-    return job.model_copy(
-        update={
-            "model": ModelSection.model_validate(section),
-            "train": job.train.model_copy(update={"sparse": sparse, "monitor": monitor}),
-        }
-    )
+    train = job.train.model_copy(update={"sparse": sparse, "monitor": monitor})
+    return with_model(job.model_copy(update={"train": train}), config)
 
 
 def how_tables_learn(job: Job) -> tuple[Mode, float]:
@@ -66,11 +61,12 @@ def learn_settings(job: Job) -> LearnSettings:
     )
 
 
-def job_network(job: Job, schema: Schema, config: ModelConfig | None = None) -> Network:
+def job_network(job: Job, schema: Schema, mode: Mode | None = None) -> Network:
     """Return the untrained network of a job on the CPU; JobError for a wrong `[model]` setting.
 
-    `config` are the model's settings, those of the job when absent.
+    Its tables are of the job's mode when `mode` is absent.
     """
-    model_class, declared = read_model(job.model.type, job.model.settings())
-    mode, _ = how_tables_learn(job)
-    return build_network(schema, model_class, config or declared, mode, job.train.seed)
+    model_class, config = job_model(job)
+    mode = mode or how_tables_learn(job)[0]
+    declared = [column.name for column in job.features.columns]
+    return build_network(schema, model_class, config, mode, job.train.seed, declared)

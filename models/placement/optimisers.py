@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.models.placement.placement import Placement
 from headwater.models.placement.settings import LearnSettings
@@ -18,7 +18,13 @@ from headwater.models.tables.looked import Looked
 class Optimisers:
     """All optimisers of one placement: Adam, and the one that lazy or fused tables have for themselves."""
 
-    def __init__(self, placement: Placement, settings: LearnSettings) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        settings: LearnSettings,
+        apart: Collection[nn.Parameter] = (),
+    ) -> None:
+        """Make the optimisers of all weights but those that are `apart`."""
         network, mode = placement.network, placement.network.embeddings.mode
         self._placement = placement
         self._settings = settings
@@ -32,7 +38,9 @@ class Optimisers:
         vectors = list(network.embeddings.numeric.parameters())
         if self._tables is None:
             vectors = [*network.embeddings.table_parameters(), *vectors]
-        model = list(network.model.parameters())
+        own = {id(weight) for weight in apart}
+        vectors = [weight for weight in vectors if id(weight) not in own]
+        model = [weight for weight in network.model.parameters() if id(weight) not in own]
         # The vectors of dense columns are embeddings: the tables' penalty is theirs in all modes, and
         # the tables' learning rate where Adam learns both.
         self.lr = {"sparse": settings.sparse_lr, "dense": settings.dense_lr}
@@ -45,7 +53,7 @@ class Optimisers:
         groups = [group for group in groups if group["params"]]
         self._adam = torch.optim.Adam(groups, fused=True) if groups else None
         if self._adam is not None:
-            _start(self._adam)
+            start_adam(self._adam)
         self._penalties = [
             (l2, weight)
             for l2, weights in ((settings.sparse_l2, vectors), (settings.dense_l2, model))
@@ -185,7 +193,7 @@ def _distinct_values(looked: tuple[Looked, ...]) -> list[Tensor]:
     return values
 
 
-def _start(adam: torch.optim.Adam) -> None:
+def start_adam(adam: torch.optim.Adam) -> None:
     """Make Adam's state before its first step, so that a checkpoint can be loaded into it."""
     for group in adam.param_groups:
         for weight in group["params"]:

@@ -78,7 +78,7 @@ class MergedTable(nn.Module):
         self.weight_ND = nn.Parameter(torch.empty(self.starts[-1], layout.dim))
         if not self.weight_ND.is_meta:
             for column, view in zip(layout.tables, self.views().values(), strict=True):
-                view.copy_(initial_table(seed, layout.name, column, layout.dim))
+                view.copy_(initial_table(seed, layout, column))
 
         places = [i for place in layout.places for i in range(place.start, place.stop)]
         self.selects = places != list(range(width))

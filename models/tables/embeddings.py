@@ -7,7 +7,7 @@ D dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -40,11 +40,16 @@ class Embeddings(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, slots: Mapping[str, Slot], mode: Mode, seed: int = 0
+        self,
+        schema: Schema,
+        slots: Mapping[str, Slot],
+        mode: Mode,
+        seed: int = 0,
+        declared: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         self.mode: Mode = mode
-        self.layouts = lay_out(schema, slots)
+        self.layouts = lay_out(schema, slots, declared)
         self.store: DenseTables | FusedTables | None = None
         if any(layout.tables for layout in self.layouts):
             if mode == "fused":

@@ -109,7 +109,7 @@ class FusedTables(nn.Module):
             self.write(
                 layout.name,
                 column.name,
-                initial_table(self.seed, layout.name, column, layout.dim),
+                initial_table(self.seed, layout, column),
             )
 
     def parameter(self, slot: str, column: str) -> nn.Parameter:

@@ -5,7 +5,7 @@ B examples, W code slots of a batch, F features of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ class SlotLayout:
 
     name: str
     dim: int
+    bound: float | None
+    """Half the width of uniform first values; None for normal ones."""
     tables: tuple[EncodedColumn, ...]
     """Code columns, in the slot's order."""
     places: tuple[slice, ...]
@@ -42,14 +44,20 @@ class SlotLayout:
         return any(column.length > 1 for column in self.tables)
 
 
-def lay_out(schema: Schema, slots: Mapping[str, Slot]) -> tuple[SlotLayout, ...]:
-    """Return the layout of each slot, whose columns the schema must have."""
+def lay_out(
+    schema: Schema, slots: Mapping[str, Slot], declared: Collection[str] | None = None
+) -> tuple[SlotLayout, ...]:
+    """Return the layout of each slot, whose columns the schema must have.
+
+    A slot that names none has the `declared` ones, all of the schema when absent.
+    """
     known = {column.name: column for column in schema.columns}
     code_places = {column.name: place for column, place in schema.code_places()}
     dense_places = {column.name: i for i, column in enumerate(schema.dense)}
+    every = [name for name in known if declared is None or name in declared]
     layouts: list[SlotLayout] = []
     for name, slot in slots.items():
-        wanted = tuple(known) if slot.columns is None else slot.columns
+        wanted = every if slot.columns is None else slot.columns
         columns = [known[column] for column in wanted]
         tables = tuple(column for column in columns if not column.is_dense)
         dense = tuple(column for column in columns if column.is_dense)
@@ -57,6 +65,7 @@ def lay_out(schema: Schema, slots: Mapping[str, Slot]) -> tuple[SlotLayout, ...]
             SlotLayout(
                 name=name,
                 dim=slot.dim,
+                bound=slot.bound,
                 tables=tables,
                 places=tuple(code_places[column.name] for column in tables),
                 dense=dense,
@@ -102,14 +111,17 @@ def fused_problems(dims: Iterable[int]) -> list[str]:
     ]
 
 
-def initial_table(seed: int, slot: str, column: EncodedColumn, dim: int) -> Tensor:
-    """Return a table's first values, (cardinality, dim): normal(0, 1e-4), row 0 zero.
+def initial_table(seed: int, layout: SlotLayout, column: EncodedColumn) -> Tensor:
+    """Return a table's first values, (cardinality, dim): normal(0, 1e-4) or uniform, row 0 zero.
 
     They depend on the seed and the names alone, so that all table modes, and any number of ranks,
     start from the same values.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, slot, column.name))
-    table_ND = torch.empty(column.cardinality, dim, device="cpu")
-    table_ND.normal_(0, 1e-4, generator=generator)
+    generator = torch.Generator().manual_seed(derive_seed(seed, layout.name, column.name))
+    table_ND = torch.empty(column.cardinality, layout.dim, device="cpu")
+    if layout.bound is None:
+        table_ND.normal_(0, 1e-4, generator=generator)
+    else:
+        table_ND.uniform_(-layout.bound, layout.bound, generator=generator)
     table_ND[0] = 0
     return table_ND

@@ -25,7 +25,8 @@ from headwater.pipelines.data.names import LABEL
 from headwater.pipelines.data.rows import Rows
 from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.table import Table
-from headwater.pipelines.job import Job, read_model
+from headwater.pipelines.job import Job
+from headwater.pipelines.job_model import job_model
 from headwater.pipelines.prepared import SplitName, time_text
 from headwater.pipelines.preparing import staging
 from headwater.pipelines.preparing.prepare import time_range_ms
@@ -128,7 +129,7 @@ def _context_problems(job: Job) -> list[str]:
 
 def _describe_model(job: Job, result: Validation) -> None:
     """Fill in the model's settings, with their defaults."""
-    found = result.attempt(lambda: read_model(job.model.type, job.model.settings()))
+    found = result.attempt(lambda: job_model(job))
     if found is not None:
         result.model = {"type": job.model.type, **found[1].model_dump(mode="json")}
 

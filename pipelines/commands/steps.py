@@ -99,6 +99,31 @@ def train(
     emit({"run": trained.path, **ending}, as_json=json, text=text)
 
 
+def search(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
+    """Search for the architecture of a model that has one to find, and stop before its training.
+
+    Parameters
+    ----------
+    job
+        Job file (TOML).
+    """
+    from headwater.pipelines import prepare as prepare_job
+    from headwater.pipelines import train as train_job
+    from headwater.pipelines.checking.validation import require_sound
+
+    declared = _load(job, set)
+    require_sound(declared, job)
+    found = train_job(declared, prepare_job(declared), search_only=True)
+    architecture = found.architecture
+    lines = [
+        f"architecture {architecture}",
+        f"train it with: headwater train --resume {found.path}",
+        f"or in another run with: --set model.architecture={architecture}",
+    ]
+    result = {"run": found.path, "architecture": architecture}
+    emit(result, as_json=json, text="\n".join(lines))
+
+
 def evaluate(
     job: Path | None = None,
     *,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -252,6 +253,14 @@ class Measured:
     totals: Totals
     groups: Groups | None
     """None where the job names no group."""
+
+    @classmethod
+    def of(
+        cls, label_N: Labels, logit_N: NDArray[np.float32], group_N: NDArray[np.int64] | None
+    ) -> Self:
+        """Return rows with the sums and groups that metrics take from them."""
+        groups = None if group_N is None else group_auc(label_N, logit_N, group_N)
+        return cls(label_N, logit_N, totals(label_N, logit_N), groups)
 
     @property
     def values(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headwater.feature_store.errors import DataError, OutputError
 from headwater.feature_store.schema import EncodedColumn, Schema
-from headwater.pipelines.evaluation.metrics import Measured, group_auc, totals
+from headwater.pipelines.evaluation.metrics import Measured
 from headwater.pipelines.output import writing
 
 DTYPES = {"logit": np.float32, "label": np.uint8, "group": np.int64, "slices": np.uint8}
@@ -56,9 +56,7 @@ class Scores:
 
     def measured(self) -> Measured:
         """Return the rows with the sums and groups that metrics take from them."""
-        label_N, logit_N, group_N = self.label_N, self.logit_N, self.group_N
-        groups = None if group_N is None else group_auc(label_N, logit_N, group_N)
-        return Measured(label_N, logit_N, totals(label_N, logit_N), groups)
+        return Measured.of(self.label_N, self.logit_N, self.group_N)
 
     def require_both_classes(self) -> None:
         """Raise DataError where there is no row, or only one class, so that AUC is not defined."""

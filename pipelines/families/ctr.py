@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from headwater.feature_store.reader import BUFFER_ROWS, Reader
 from headwater.models.batch import Batch
@@ -15,19 +17,18 @@ from headwater.pipelines.evaluation.importance import (
     gate_values,
     permutation_importance,
 )
-from headwater.pipelines.evaluation.metrics import METRICS
+from headwater.pipelines.evaluation.metrics import METRICS, Measured
 from headwater.pipelines.evaluation.predict import predict
 from headwater.pipelines.evaluation.records import ClickEvaluation, ClickSplit, Evaluation
 from headwater.pipelines.evaluation.scores import Scores, slice_columns
 from headwater.pipelines.evaluation.summary import summarise
-from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring
+from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring, Trained
 from headwater.pipelines.job import Job
 from headwater.pipelines.loader import Loader
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import Ranks
-from headwater.pipelines.release.scorer import write_scorer
-from headwater.pipelines.reporting.click_panels import click_panels
 from headwater.pipelines.training.diagnose import non_finite_loss
+from headwater.serving.manifest import Manifest
 
 _BLOCKS_OF_SAMPLE = 64
 
@@ -58,6 +59,7 @@ def examples(
         buffer_rows=reading.shuffle_rows or BUFFER_ROWS,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        numbered=reading.numbered,
     )
     return Loader(reader, device)
 
@@ -71,6 +73,24 @@ def measure_split(
         return None
     scores.require_both_classes()
     return scores.measured().values
+
+
+def measure_all(
+    score: Callable[[Batch], Tensor], batches: Iterable[Batch]
+) -> list[Mapping[str, float]]:
+    """Return the metrics of C candidates whose logits `score` gives of a batch, (C, B)."""
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    groups: list[Tensor] = []
+    for batch in batches:
+        logits.append(score(batch).float().cpu())
+        labels.append(batch.label_B.cpu())
+        groups += [] if batch.group_B is None else [batch.group_B.cpu()]
+    label_N = torch.cat(labels).to(torch.uint8).numpy()
+    group_N = torch.cat(groups).numpy() if groups else None
+    return [
+        Measured.of(label_N, logit_N, group_N).values for logit_N in torch.cat(logits, 1).numpy()
+    ]
 
 
 def evaluate_splits(
@@ -119,9 +139,28 @@ def _sample(prepared: Prepared, device: torch.device, *, verify: bool) -> Batch:
     return concatenate([next(Loader(reader, device, prefetch=1).epoch(0))], rows)
 
 
-def panels(evaluation: Evaluation) -> Iterable[Panel]:
-    """Return the sections of a click model's report."""
-    return click_panels(cast("ClickEvaluation", evaluation))
+def facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a report says of label and features."""
+    features = [column["name"] for column in job["features"]["columns"]]
+    label = ("label", job["features"]["label"])
+    return [label, (f"{len(features)} features", ", ".join(features))]
+
+
+def panels(evaluation: Evaluation, run: Path) -> Iterable[Panel]:
+    """Yield the sections of a click model's report."""
+    # Training has no use for the libraries of pictures and graphs, which take 80 MB.
+    from headwater.pipelines.reporting.click_panels import click_panels
+    from headwater.pipelines.reporting.search_panels import search_panels
+
+    yield from click_panels(cast("ClickEvaluation", evaluation))
+    yield from search_panels(run)
+
+
+def release(trained: Trained, manifest: Manifest, folder: Path) -> Manifest:
+    """Write the graph of a click model, as `Family.release` says."""
+    from headwater.pipelines.release.scorer import write_scorer
+
+    return write_scorer(trained, manifest, folder)
 
 
 CTR = Family(
@@ -132,9 +171,11 @@ CTR = Family(
     problems=problems,
     examples=examples,
     measure=measure_split,
+    measure_all=measure_all,
     non_finite=non_finite_loss,
     evaluate=evaluate_splits,
     evaluation=ClickEvaluation,
+    facts=facts,
     panels=panels,
-    release=write_scorer,
+    release=release,
 )

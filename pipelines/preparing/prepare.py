@@ -25,6 +25,7 @@ from headwater.pipelines.console import note
 from headwater.pipelines.data.files import find_files, fingerprint
 from headwater.pipelines.data.names import LABEL, ROW, TIME, raw_rows, staged_name
 from headwater.pipelines.job import Job, require_job
+from headwater.pipelines.job_model import with_columns
 from headwater.pipelines.output import publish
 from headwater.pipelines.prepared import (
     FORMAT_VERSION,
@@ -52,12 +53,14 @@ SAMPLE_ROWS = 4096
 def prepare(job: Job, root: Path | str = Path("prepared")) -> Prepared:
     """Return the prepared data of a job, made now or, where data, features and inputs are equal, before.
 
+    Features are the declared ones, and the columns that the model adds.
+
     It lies in `root/<key>`, for all jobs that agree in these, whatever their names. Input files count as
     equal by path, size and SHA-256, of files over 16 MiB by path, size and time of change. The folder
     appears when it is complete. Raises JobError, DataError or FeatureError for what is wrong with job or
     data, OutputError where the disk is full.
     """
-    job = require_job(job, "prepare: job")
+    job = with_columns(require_job(job, "prepare: job"))
     root = path_of(root, "prepare: root")
     created = _created(job)
     key = hashlib.sha256(json.dumps(created, sort_keys=True).encode()).hexdigest()[:16]

@@ -31,7 +31,7 @@ def write_report(run_dir: Run | Path | str) -> Path:
     run_dir = run_folder(run_dir, "write_report: run_dir")
     evaluation, job = read_evaluation(run_dir)
     family = find_family(evaluation.family)
-    panels = list(family.panels(evaluation))
+    panels = list(family.panels(evaluation, run_dir))
     rate_splits, rates = _rates(evaluation.rates)
     sections = [("trained", "Training"), ("metrics", "Metrics")]
     sections += [(panel.anchor, panel.title) for panel in panels]
@@ -41,7 +41,7 @@ def write_report(run_dir: Run | Path | str) -> Path:
         "run": run_dir.resolve().name,
         "splits": evaluation.splits,
         "tiles": _tiles(evaluation, family),
-        "facts": _facts(evaluation, tomllib.loads(job)),
+        "facts": _facts(evaluation, tomllib.loads(job), family),
         "metrics": list(_metric_rows(evaluation, family)),
         "panels": panels,
         "rate_splits": rate_splits,
@@ -110,11 +110,10 @@ def _tiles(evaluation: Evaluation, family: Family) -> list[tuple[str, str]]:
     ]
 
 
-def _facts(evaluation: Evaluation, job: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(evaluation: Evaluation, job: Mapping[str, Any], family: Family) -> list[tuple[str, str]]:
     """Return what was trained, as label and text."""
     training, data = evaluation.training, job["data"]
     source = "source" if "source" in data else "train"
-    features = [column["name"] for column in job["features"]["columns"]]
     rows = (f"{count(rows)} {name}" for name, rows in evaluation.data.rows.items())
     times = evaluation.data.time_range_ms
     stopped = {
@@ -134,8 +133,7 @@ def _facts(evaluation: Evaluation, job: Mapping[str, Any]) -> list[tuple[str, st
         ("split", _split_text(data.get("split"))),
         ("rows", ", ".join(rows)),
         ("training rows from", "no time column" if times is None else _period(times)),
-        ("label", job["features"]["label"]),
-        (f"{len(features)} features", ", ".join(features)),
+        *family.facts(job),
         ("model", f"{evaluation.model}, {count(training.parameters)} parameters"),
         ("epochs", epochs),
         ("machine", machine),

@@ -13,7 +13,8 @@ from headwater.models.network import column_problems, least_rows
 from headwater.models.strategy import mode_problem
 from headwater.models.tables.layout import fused_problems
 from headwater.pipelines.family import Family, find_family
-from headwater.pipelines.job import Job, read_model
+from headwater.pipelines.job import Job
+from headwater.pipelines.job_model import job_model
 from headwater.pipelines.ranks import Ranks
 from headwater.pipelines.resolved import how_tables_learn, training_device
 from headwater.pipelines.rules.release import table_problems
@@ -23,15 +24,17 @@ def setting_problems(job: Job, ranks: Ranks) -> list[str]:
     """Return a line for each setting of `[model]` and `[train]` that cannot train here, or be released."""
     problems = [*_device_problems(job, ranks), *_rank_problems(job, ranks)]
     try:
-        model_class, config = read_model(job.model.type, job.model.settings())
+        model_class, config = job_model(job)
     except JobError as error:
         return [*str(error).splitlines(), *problems]
-    names = [encoder.name for encoder in job.features.columns]
+    features = job.features.columns
+    names = [each.name for each in (*features, *model_class.columns(config, features))]
     family = find_family(model_class.family)
     return [
         *column_problems(names, model_class, config),
         *_table_problems(job, model_class, config),
         *table_problems(job.export.tables, _table_dims(job, model_class, config)),
+        *_search_problems(ranks, model_class, config),
         *problems,
         *_monitor_problems(job, family),
         *family.problems(job),
@@ -42,7 +45,8 @@ def setting_problems(job: Job, ranks: Ranks) -> list[str]:
 def _table_problems(job: Job, model_class: type[Model], config: ModelConfig) -> list[str]:
     """Return why the tables of a model cannot be trained in the mode of the job."""
     mode, _ = how_tables_learn(job)
-    strategies = (each for phase in model_class.phases(config) for each in phase.strategies)
+    phases = [phase for phase in model_class.phases(config) if phase.mode is None]
+    strategies = (each for phase in phases for each in phase.strategies)
     problems = [mode_problem(each, mode) for each in strategies if mode not in each.modes]
     if mode == "fused":
         problems += fused_problems(_table_dims(job, model_class, config))
@@ -51,11 +55,26 @@ def _table_problems(job: Job, model_class: type[Model], config: ModelConfig) -> 
 
 def _table_dims(job: Job, model_class: type[Model], config: ModelConfig) -> list[int]:
     """Return the dimension of each slot that has tables; features that are numbers have none."""
-    with_codes = [each.name for each in job.features.columns if not each.is_dense]
+    features = job.features.columns
+    columns = (*features, *model_class.columns(config, features))
+    with_codes = [each.name for each in columns if not each.is_dense]
     return [
         slot.dim
         for slot in model_class.slots(config).values()
         if any(slot.columns is None or name in slot.columns for name in with_codes)
+    ]
+
+
+def _search_problems(ranks: Ranks, model_class: type[Model], config: ModelConfig) -> list[str]:
+    """Return a line for each phase that only one process can run, where several were started."""
+    if ranks.world_size == 1:
+        return []
+    return [
+        f"model: the phase {phase.name!r} of {model_class.__name__} runs in one process, but "
+        f"{ranks.world_size} were started. Run `headwater search` in one process, then set "
+        "model.architecture to what it finds."
+        for phase in model_class.phases(config)
+        if phase.mode in ("dense", "lazy")
     ]
 
 

@@ -1,6 +1,8 @@
 """The folder of a run: `runs/<job name>/<UTC time>/`.
 
 job.toml          the resolved job
+model.toml        settings of the model that was trained, where a search found them
+phases/           folders of the phases before the last one, with what they found
 checkpoint/       what training goes on from, and the best epoch
 log.jsonl         one JSON object a line: what happened, with its time
 scores/           logits of the validation and test rows
@@ -13,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import tomllib
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,17 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import tomli_w
 
 from headwater.feature_store.errors import OutputError, RunError
 from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import to_json
-from headwater.pipelines.job import Job, dump_job, load_job
+from headwater.pipelines.job import Job, ModelSection, dump_job, load_job
 from headwater.pipelines.output import locked, write_whole, writing
 from headwater.pipelines.runs.checkpoint import CHECKPOINT
 from headwater.pipelines.runs.records import RunMetrics, read_run_metrics
 
 RUNS = Path("runs")
 METRICS = "metrics.json"
+MODEL = "model.toml"
+ARCHITECTURE = "architecture.toml"
+PHASES = "phases"
 EVALUATION = "evaluation.json"
 
 
@@ -51,6 +58,26 @@ class Run:
     def scores(self) -> Path:
         """Folder of the scored rows."""
         return self.path / "scores"
+
+    @property
+    def architecture(self) -> Path:
+        """File of what the last phase of a search found."""
+        return max(self.path.glob(f"{PHASES}/*/{ARCHITECTURE}"))
+
+    @property
+    def trained_job(self) -> Job:
+        """The job with the settings of the model that was trained, which an earlier phase may have found."""
+        path = self.path / MODEL
+        if not path.is_file():
+            return self.job
+        section = ModelSection.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return self.job.model_copy(update={"model": section})
+
+    def record_model(self, job: Job) -> None:
+        """Record the settings of the model that is trained, where they differ from the job's."""
+        if job.model != self.job.model:
+            section = job.model.model_dump(mode="json", exclude_none=True)
+            write_whole(self.path / MODEL, tomli_w.dumps(section).encode())
 
     @property
     def is_complete(self) -> bool:

@@ -30,7 +30,7 @@ def load_trained(run: Run, schema: Schema, device: torch.device) -> Placement:
             f"{run.path}: trained with schema {network['schema_hash'][:12]}, but the prepared data "
             f"has {schema.hash[:12]}: the data or [features] changed since. Train again."
         )
-    placement = place(job_network(run.job, schema), device)
+    placement = place(job_network(run.trained_job, schema), device)
     placement.load_weights(network["weights"])
     placement.module.eval()
     return placement

@@ -83,12 +83,18 @@ class Loop:
         *,
         folder: Path,
         keep: Keep = "best",
+        epochs: int | None = None,
     ) -> None:
-        """Prepare to train; checkpoints go to `folder`, events to the log of `run`."""
+        """Prepare to train; checkpoints go to `folder`, events to the log of `run`.
+
+        With `epochs` it trains for just so many, at the same learning rates, whatever validation says.
+        """
         self.job, self.settings, self.prepared, self.run = job, job.train, prepared, run
         self.strategy, self.placement, self.ranks = strategy, strategy.placement, ranks
         self.device = self.placement.device
         self.keep = keep
+        self.epochs = epochs or job.train.epochs
+        self.has_plateau = epochs is None
         self.record: TrainingRecord | None = None
         """The record of the training, once it has ended."""
         self.family = family_of(job)
@@ -120,7 +126,7 @@ class Loop:
             parameters=count_parameters(self.placement.network),
             threads=torch.get_num_threads(),
         )
-        while self.at.epoch <= self.settings.epochs and not self.plateau.stopped:
+        while self.at.epoch <= self.epochs and not self.is_over:
             self._train_epoch()
             self._end_epoch()
         self.record = self._record()
@@ -174,7 +180,7 @@ class Loop:
         train_loss, rows = self._mean_loss()
         valid = self._evaluate()
         improved = self.plateau.update(self._monitored(valid), self.at.epoch)
-        if not improved:
+        if self.has_plateau and not improved:
             self.strategy.lr_scale(self.settings.lr_factor, self.settings.min_lr)
         record = Epoch(
             epoch=self.at.epoch,
@@ -230,7 +236,7 @@ class Loop:
             epochs=len(at.history),
             best_epoch=self.kept,
             steps=at.step,
-            stopped="plateau" if self.plateau.stopped else "epochs",
+            stopped="plateau" if self.is_over else "epochs",
             still_improving=self.plateau.best_epoch == len(at.history),
             monitor=self.monitor,
             best=self.plateau.best,
@@ -244,6 +250,11 @@ class Loop:
             seed=self.settings.seed,
             world_size=self.ranks.world_size,
         )
+
+    @property
+    def is_over(self) -> bool:
+        """True where the plateau rule ends training."""
+        return self.has_plateau and self.plateau.stopped
 
     @property
     def history(self) -> list[Epoch]:
@@ -377,7 +388,7 @@ class Loop:
             if (value := record.valid.get(name)) is not None
         )
         better = ", best so far" if record.improved else ""
-        if better and record.epoch == self.settings.epochs:
+        if better and self.has_plateau and record.epoch == self.epochs:
             better += ", still improving as train.epochs ends it"
         return (
             f"epoch {record.epoch}: train loss {record.train_loss:.5f}, valid {valid}, "

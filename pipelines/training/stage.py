@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from headwater.models.base import ModelConfig
 from headwater.models.phases import Keep, Phase
 from headwater.models.placement.place import place
 from headwater.models.placement.placement import Placement
 from headwater.models.placement.settings import LearnSettings
+from headwater.models.registry import may_add_columns
 from headwater.models.strategy import Strategy
+from headwater.models.tables.embeddings import Mode
+from headwater.pipelines.console import Progress, note
+from headwater.pipelines.family import Reading, family_of
 from headwater.pipelines.job import Job
+from headwater.pipelines.job_model import with_columns, with_model
 from headwater.pipelines.output import write_whole, writing
-from headwater.pipelines.ranks import Ranks
+from headwater.pipelines.prepared import load_prepared
+from headwater.pipelines.preparing.prepare import prepare
+from headwater.pipelines.ranks import Ranks, shared
 from headwater.pipelines.resolved import job_network, learn_settings
-from headwater.pipelines.runs.checkpoint import Checkpoints
-from headwater.pipelines.runs.run import Run
+from headwater.pipelines.runs.checkpoint import CHECKPOINT, Checkpoints
+from headwater.pipelines.runs.run import PHASES, Run
 from headwater.pipelines.training.loop import Loop
 
 if TYPE_CHECKING:
+    from headwater.feature_store.encoders import Declared
     from headwater.pipelines.family import Examples
     from headwater.pipelines.prepared import Prepared, SplitName
 
-PHASES = "phases"
 DONE = "done"
 """Empty file in the folder of a phase that has ended."""
 
@@ -38,7 +46,9 @@ class Training:
 
     job: Job
     prepared: Prepared
-    examples: Mapping[SplitName, Examples]
+    """Data with the columns of the job's model, which the first phase reads."""
+    examples: Mapping[tuple[SplitName, bool], Examples]
+    """Its opened splits, each with and without the numbers of rows."""
     run: Run
     device: torch.device
     ranks: Ranks
@@ -69,6 +79,12 @@ class TrainingStage:
     """True to go on from checkpoints that are there."""
     ended: Loop | None = field(default=None, init=False)
     """The last descent."""
+    prepared: Prepared = field(init=False)
+    """Data of the network that was built last."""
+    examples: dict[tuple[SplitName, bool], Examples] = field(
+        default_factory=dict["tuple[SplitName, bool]", "Examples"], init=False
+    )
+    """Its opened splits."""
 
     @property
     def config(self) -> ModelConfig:
@@ -76,9 +92,19 @@ class TrainingStage:
         return self.training.config
 
     @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.training.job.train.seed
+
+    @property
     def learn(self) -> LearnSettings:
         """The settings of `[train]`."""
         return learn_settings(self.training.job)
+
+    @property
+    def features(self) -> Sequence[Declared]:
+        """The features that the job declares."""
+        return self.training.job.features.columns
 
     @property
     def folder(self) -> Path:
@@ -93,25 +119,54 @@ class TrainingStage:
         names = [each.name for each in self.training.phases[: self.number]]
         return self.training.folder(names.index(phase))
 
-    def build(self, config: ModelConfig) -> Placement:
-        """Return an untrained network with these settings, placed to learn."""
+    def build(self, config: ModelConfig, mode: Mode | None = None) -> Placement:
+        """Return an untrained network with these settings, as `models.phases.Stage` says."""
         training = self.training
-        network = job_network(training.job, training.prepared.schema, config)
+        job = with_model(training.job, config)
+        self.prepared = data_of(job, training.prepared, training.ranks)
+        same = self.prepared is training.prepared
+        self.examples = dict(training.examples) if same else {}
+        if training.is_last(self.number) and training.ranks.is_first:
+            training.run.record_model(job)
+        network = job_network(job, self.prepared.schema, mode)
         return place(network, training.device, self.learn)
 
-    def descend(self, placement: Placement, strategy: Strategy[Any], *, keep: Keep) -> None:
+    def load(self, placement: Placement, phase: str) -> None:
+        """Give a network the weights that a descent of an earlier phase ended with."""
+        _load_best(placement, self.earlier(phase))
+
+    def batches(self, split: Literal["train", "valid"], *, epoch: int = 0) -> Iterator[Any]:
+        """Return the batches of a split; those of train in the order of an epoch, from 0."""
+        return self._open(split).epoch(epoch)
+
+    def steps(self) -> int:
+        """Return the steps of an epoch of training."""
+        return -(-self._open("train").rows // self.training.job.train.batch_size)
+
+    def descend(
+        self,
+        placement: Placement,
+        strategy: Strategy[Any],
+        *,
+        keep: Keep,
+        epochs: int | None = None,
+    ) -> None:
         """Train a network to the plateau or the last epoch, as `models.phases.Stage` says."""
         assert strategy.placement is placement, "a strategy trains the network that it was made for"
         training = self.training
         loop = Loop(
             training.job,
-            training.prepared,
-            training.examples,
+            self.prepared,
+            {
+                "train": self._open("train", numbered=strategy.reads_numbers),
+                "valid": self._open("valid"),
+            },
             training.run,
             strategy,
             training.ranks,
             folder=self.folder,
             keep=keep,
+            epochs=epochs,
         )
         if self.resumes:
             loop.resume()
@@ -119,18 +174,89 @@ class TrainingStage:
         self.ended = loop
         if loop.kept < len(loop.history) and not training.is_last(self.number):
             # Of the last phase the checkpoint has them, and reading it again would double the memory.
-            parts = Checkpoints(loop.checkpoints.folder).load("best")
-            assert parts is not None, "every epoch leaves a checkpoint"
-            placement.load_weights(parts["network"]["weights"])
+            _load_best(placement, self.folder)
+
+    def evaluate(self, score: Callable[[Any], Tensor]) -> list[Mapping[str, float]]:
+        """Return the validation metrics of candidates, as `models.phases.Stage` says."""
+        with torch.no_grad():
+            return family_of(self.training.job).measure_all(score, self.batches("valid"))
+
+    def monitored(self, values: Mapping[str, float]) -> float:
+        """Return what `train.monitor` says of metrics, to be maximised."""
+        job = self.training.job
+        family = family_of(job)
+        return family.monitored(values, job.train.monitor or family.monitor)
+
+    def progress(self, description: str, total: int, unit: str) -> Progress:
+        """Return a bar of progress, as a context manager."""
+        shown = self.training.ranks.is_first
+        return Progress(description, total=total, unit=unit, closing=False, shown=shown)
+
+    def note(self, text: str) -> None:
+        """Tell the user something."""
+        if self.training.ranks.is_first:
+            note(text)
+
+    def _open(self, split: SplitName, *, numbered: bool = False) -> Examples:
+        key = (split, numbered)
+        if key not in self.examples:
+            training = self.training
+            self.examples[key] = open_split(
+                training.job,
+                self.prepared,
+                split,
+                training.ranks,
+                training.device,
+                numbered=numbered,
+            )
+        return self.examples[key]
 
 
-def run_phases(training: Training, *, resume: bool) -> Loop:
-    """Carry all phases to their end, and return the last descent; `resume` passes over those that ended."""
+def data_of(job: Job, prepared: Prepared, ranks: Ranks) -> Prepared:
+    """Return `prepared` where it has the columns of the job's model, else what has, beside it.
+
+    That is prepared where it is not there yet; every rank must call it.
+    """
+    if not may_add_columns(job.model.type):
+        return prepared
+    wanted = [column.name for column in with_columns(job).features.columns]
+    if wanted == [column.name for column in prepared.schema.columns]:
+        return prepared
+    root = prepared.path.parent
+    return load_prepared(shared(prepare(job, root).path if ranks.is_first else None, ranks))
+
+
+def open_split(
+    job: Job,
+    prepared: Prepared,
+    split: SplitName,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    numbered: bool = False,
+) -> Examples:
+    """Return the batches of a split as training reads them."""
+    reading = Reading(
+        job.train.batch_size,
+        seed=job.train.seed,
+        shuffle_rows=job.train.shuffle_rows if split == "train" else None,
+        # Once on each machine.
+        verify=ranks.local_rank == 0,
+        numbered=numbered,
+    )
+    return family_of(job).examples(prepared, split, reading, ranks, device)
+
+
+def run_phases(training: Training, *, resume: bool, search_only: bool = False) -> Loop | None:
+    """Carry all phases to their end, and return the last descent; `resume` passes over those that ended.
+
+    With `search_only` the last one, which trains the network of the run, is left out.
+    """
     ended: Loop | None = None
     for number, phase in enumerate(training.phases):
         done = training.folder(number) / DONE
         is_last = training.is_last(number)
-        if resume and not is_last and done.is_file():
+        if (search_only and is_last) or (resume and not is_last and done.is_file()):
             continue
         stage = TrainingStage(training, number, resumes=resume)
         if len(training.phases) > 1 and training.ranks.is_first:
@@ -140,5 +266,10 @@ def run_phases(training: Training, *, resume: bool) -> Loop:
         if not is_last and training.ranks.is_first:
             write_whole(done, b"")
         ended = stage.ended
-    assert ended is not None, "the last phase trains the network of the run"
     return ended
+
+
+def _load_best(placement: Placement, folder: Path) -> None:
+    parts = Checkpoints(folder / CHECKPOINT).load("best")
+    assert parts is not None, "every epoch leaves a checkpoint"
+    placement.load_weights(parts["network"]["weights"])

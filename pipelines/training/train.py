@@ -14,17 +14,18 @@ from headwater.feature_store.errors import DataError, JobError, RunError
 from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
-from headwater.pipelines.family import Examples, Reading, find_family
-from headwater.pipelines.job import Job, read_model, require_job
+from headwater.pipelines.family import Examples
+from headwater.pipelines.job import Job, require_job
+from headwater.pipelines.job_model import job_model
 from headwater.pipelines.prepared import Prepared, SplitName
-from headwater.pipelines.ranks import Ranks, find_ranks, shared, start_ranks
+from headwater.pipelines.ranks import find_ranks, shared, start_ranks
 from headwater.pipelines.resolved import resolve, training_device
 from headwater.pipelines.rules.settings import setting_problems
 from headwater.pipelines.runs.records import RunMetrics
 from headwater.pipelines.runs.run import METRICS, RUNS, Run, as_run, create_run
 from headwater.pipelines.training.denormals import flush_denormals
 from headwater.pipelines.training.loop import Loop
-from headwater.pipelines.training.stage import Training, run_phases
+from headwater.pipelines.training.stage import Training, data_of, open_split, run_phases
 
 
 @flush_denormals()
@@ -35,6 +36,7 @@ def train(
     run: Run | Path | str | None = None,
     resume: bool = False,
     runs: Path | str = RUNS,
+    search_only: bool = False,
 ) -> Run:
     """Train a job's model on its prepared data and return the complete run.
 
@@ -46,6 +48,9 @@ def train(
         Go on from the latest checkpoint of `run`, or from the start where it has none yet.
     runs
         Folder of all runs.
+    search_only
+        Stop before the last phase, which trains the network of the run: what the phases before it found is
+        in their folders, and `resume` goes on. JobError for a model that has nothing to search for.
 
     Raises JobError for a setting that cannot train here, DataError where training rows are too few for a
     step or validation rows have one class only, RunError where `run` does not fit or another process
@@ -68,15 +73,21 @@ def train(
             note(f"{run.path}: training is complete, nothing is left to do")
             return run
     start_ranks(ranks, device)
-    model_class, config = read_model(job.model.type, job.model.settings())
-    model = draft_model(prepared.schema, model_class, config)
-    family = find_family(model_class.family)
-    examples: dict[SplitName, Examples] = {
-        split: family.examples(prepared, split, _reading(job, split, ranks), ranks, device)
-        for split in ("train", "valid")
+    prepared = data_of(job, prepared, ranks)
+    model_class, config = job_model(job)
+    phases = model_class.phases(config)
+    if search_only and len(phases) == 1:
+        raise JobError(
+            f"model.type: {job.model.type!r} has nothing left to search for. Use `headwater train`."
+        )
+    declared = [column.name for column in job.features.columns]
+    model = draft_model(prepared.schema, model_class, config, declared)
+    splits: tuple[SplitName, ...] = ("train", "valid")
+    examples: dict[tuple[SplitName, bool], Examples] = {
+        (split, False): open_split(job, prepared, split, ranks, device) for split in splits
     }
     least = ranks.world_size * least_rows(model)
-    if (found := examples["train"].rows) < least:
+    if (found := examples["train", False].rows) < least:
         raise DataError(
             f"{prepared.path / 'train'}: found {found} {'row' if found == 1 else 'rows'}, expected at least "
             f"{least}, without which there is no step of training. Give more training rows."
@@ -87,31 +98,21 @@ def train(
         job = resolve(job)
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
     with run.training() if ranks.is_first else nullcontext():
-        training = Training(
-            job, prepared, examples, run, device, ranks, config, model_class.phases(config)
-        )
+        training = Training(job, prepared, examples, run, device, ranks, config, phases)
         try:
-            ended = run_phases(training, resume=resume)
+            ended = run_phases(training, resume=resume, search_only=search_only)
         except KeyboardInterrupt:
             note(f"stopped; go on with: headwater train --resume {run.path}")
             raise
-        if ranks.is_first:
-            _write_metrics(run, prepared, ended)
+        if ranks.is_first and not search_only:
+            assert ended is not None, "the last phase trains the network of the run"
+            _write_metrics(run, ended)
     return run
 
 
-def _reading(job: Job, split: SplitName, ranks: Ranks) -> Reading:
-    return Reading(
-        job.train.batch_size,
-        seed=job.train.seed,
-        shuffle_rows=job.train.shuffle_rows if split == "train" else None,
-        # Once on each machine.
-        verify=ranks.local_rank == 0,
-    )
-
-
-def _write_metrics(run: Run, prepared: Prepared, ended: Loop) -> None:
+def _write_metrics(run: Run, ended: Loop) -> None:
     assert ended.record is not None, "its training has ended"
+    prepared = ended.prepared
     metrics = RunMetrics(
         training=ended.record,
         history=ended.history,

@@ -21,9 +21,10 @@ from training_data import BATCH, DIM, FIELDS, make_job
 
 from headwater.feature_store.schema import read_schema
 from headwater.feature_store.shards import ShardSet
+from headwater.models.base import Slot
 from headwater.models.batch import Batch
 from headwater.models.ctr.finalmlp import FinalMLP, FinalMLPConfig
-from headwater.models.tables.layout import initial_table
+from headwater.models.tables.layout import initial_table, lay_out
 from headwater.pipelines.job import Job
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.training.denormals import flush_denormals
@@ -103,8 +104,9 @@ def torch_model(folder: Path, warmup: int, turns: int) -> dict[str, object]:
     schema = read_schema(folder / "schema.json")
     batches = read_batches(ShardSet.open(folder / "train", schema))
     tables = nn.ModuleList()
+    (layout,) = lay_out(schema, {"emb_BFD": Slot(DIM)})
     for column in schema.columns:
-        table_ND = initial_table(0, "emb_BFD", column, DIM)
+        table_ND = initial_table(0, layout, column)
         tables.append(nn.Embedding.from_pretrained(table_ND, freeze=False, padding_idx=0))
     model = dense_layers(make_job(None))
 

@@ -26,6 +26,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "dual_mlp": {"embedding_dim": 8, "hidden_1": (32, 16), "hidden_2": (16,), "dropout_1": 0.1},
     "deepfm": {"embedding_dim": 8, "hidden": (32, 16), "dropout": 0.1},
     "dcnv2": {"embedding_dim": 8, "hidden": (32, 16), "structure": "stacked"},
+    "optinter": {
+        "embedding_dim": 8,
+        "interaction_dim": 4,
+        "hidden": (32, 16),
+        "cross": ("user.id", "tags"),
+        "architecture": [{"columns": ("user.id", "tags"), "method": "factorise"}],
+    },
     "finalmlp": {
         "embedding_dim": 8,
         "hidden_1": (32, 16),

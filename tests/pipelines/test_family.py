@@ -85,10 +85,12 @@ TINY = Family(
     problems=lambda job: [],
     examples=ctr.examples,
     measure=brier,
+    measure_all=ctr.measure_all,
     non_finite=non_finite_loss,
     evaluate=evaluate_splits,
     evaluation=Evaluation,
-    panels=lambda evaluation: [],
+    facts=lambda job: [],
+    panels=lambda evaluation, run: [],
     release=write_scorer,
 )
 

@@ -32,6 +32,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "dual_mlp": {"embedding_dim": 4, "hidden_1": (16,), "hidden_2": (8,)},
     "deepfm": {"embedding_dim": 4, "hidden": (16,)},
     "dcnv2": {"embedding_dim": 4, "hidden": (16,)},
+    "optinter": {
+        "embedding_dim": 4,
+        "hidden": (16,),
+        "cross": ("user", "hour"),
+        "architecture": [{"columns": ("user", "hour"), "method": "factorise"}],
+    },
     "finalmlp": {
         "embedding_dim": 4,
         "hidden_1": (20,),

@@ -30,6 +30,7 @@ class Look:
 
     name = "look"
     strategies: tuple[type[Strategy[Any]], ...] = (OneLoss,)
+    mode: Mode | None = None
 
     def run(self, stage: Stage) -> None:
         placement = stage.build(stage.config)
@@ -43,6 +44,7 @@ class Use:
 
     name = "use"
     strategies: tuple[type[Strategy[Any]], ...] = (OneLoss,)
+    mode: Mode | None = None
 
     def run(self, stage: Stage) -> None:
         norm = json.loads((stage.earlier("look") / "norm.json").read_text())
