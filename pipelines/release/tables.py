@@ -4,8 +4,8 @@ The graph looks rows up first and makes float32 of those alone, so that a reques
 never for the table.
 
 An int8 row is symmetric: value * scale, the largest value of a row at 127 or -127. Of D values it takes D + 2
-bytes. An offset a row would take two more and halve the rounding at best, which no AUC on real data shows
-(docs/release.md). Row 0, for missing and padding, is zero in any type.
+bytes. An offset a row would take two more, and round real tables by a fifth less, of which their AUC shows
+nothing (docs/release.md). Row 0, for missing and padding, is zero in any type.
 
 R rows, D dimension.
 """
