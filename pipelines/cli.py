@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "serve": ("headwater.serving.command:serve", "Serve a folder of releases over HTTP."),
     "schema": ("headwater.pipelines.commands.steps:schema", "Print the JSON Schema of a job file."),
-    "datasets": ("headwater.pipelines.commands.datasets:app", "List and fetch real data sets."),
+    "datasets": ("headwater.pipelines.commands.datasets:app", "List, fetch and make data sets."),
     "doctor": (
         "headwater.pipelines.commands.doctor:doctor",
         "Check that the installed versions fit.",

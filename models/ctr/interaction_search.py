@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headwater.feature_store.errors import JobError
+from headwater.feature_store.schema import FIRST_CODE
 from headwater.models.batch import Batch
 from headwater.models.ctr.architecture import (
     ARCHITECTURE,
@@ -52,6 +53,8 @@ class Relaxed(Protocol):
     """Weights of the methods, before the softmax."""
     temperature: Tensor
     noise_P3: Tensor
+    barred_P3: Tensor
+    """0, or minus infinity for a method that a pair cannot have."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the loss of a batch, summed."""
@@ -199,12 +202,16 @@ class Search:
             sparse_l2=search.l2,
             dense_l2=0.0,
         )
+        # Without a frequent value the table would be one row, the same for all: a method of no effect, which
+        # chance alone would choose.
+        bare = [sizes.rows[pair.name] <= FIRST_CODE for pair in config.pairs]
+        cast("Relaxed", placement.network.model).barred_P3[bare, 0] = -math.inf
         strategy = InteractionSearch(
             placement, settings, seed=stage.seed, steps=search.epochs * stage.steps()
         )
         stage.descend(placement, strategy, keep="last", epochs=search.epochs)
-        weights_P3 = strategy.model.architecture_P3.detach().double().cpu()
-        methods = choose(weights_P3, sizes, config)
+        weights_P3 = (strategy.model.architecture_P3 + strategy.model.barred_P3).detach().double()
+        methods = choose(weights_P3.cpu(), sizes, config)
         information = _information(stage, placement)
         found = [
             FoundPair(

@@ -40,6 +40,7 @@ class OptInter(CTRModel):
     right_P: Tensor
     temperature: Tensor
     noise_P3: Tensor
+    barred_P3: Tensor
 
     def __init__(self, config: OptInterConfig, *, num_features: int) -> None:
         super().__init__(config, num_features=num_features)
@@ -57,6 +58,7 @@ class OptInter(CTRModel):
             nn.init.xavier_normal_(self.architecture_P3)
             self.register_buffer("temperature", torch.ones(()))
             self.register_buffer("noise_P3", torch.zeros(len(products), len(METHODS)))
+            self.register_buffer("barred_P3", torch.zeros(len(products), len(METHODS)))
         width = num_features * config.embedding_dim + num_inputs * config.interaction_dim
         self.mlp = MLP(width, config.hidden, dropout=config.dropout, layer_norm=True)
         self.out = linear(self.mlp.width_out, 1)
@@ -118,9 +120,9 @@ class OptInter(CTRModel):
     def mixture(self) -> Tensor:
         """Return the weights of the methods for each pair, (P, 3) in the order of `METHODS`; rows sum to 1.
 
-        The noise, which a strategy sets, counts in training alone.
+        The noise, which a strategy sets, counts in training alone; what is barred has no weight.
         """
-        weights_P3 = self.architecture_P3
+        weights_P3 = self.architecture_P3 + self.barred_P3
         if self.training:
             weights_P3 = weights_P3 + self.noise_P3
         soft_P3 = torch.softmax(weights_P3 / self.temperature, 1)

@@ -141,6 +141,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "export": (("export", "--run", "{run}"), "releases/finalmlp-fused"),
     "score": (("score", "releases/finalmlp-fused", "in.parquet", "out.parquet"), "out.parquet"),
     "init": (("init", "in.parquet", "--out", "new.toml"), "new.toml"),
+    "make": (("datasets", "make", "planted", "planted", "--set", "rows=2000"), "planted"),
 }
 """Commands, and what the message names."""
 

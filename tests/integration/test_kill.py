@@ -44,6 +44,7 @@ CASES = {
         ("releases", "in.parquet", "old"),
     ),
     "init": Case(("init", "in.parquet", "--out", "new.toml"), ("in.parquet",)),
+    "make": Case(("datasets", "make", "planted", "planted", "--set", "rows=2000")),
 }
 
 

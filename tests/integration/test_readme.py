@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ def test_commands_on_a_page_exist_with_their_options(
             continue
         assert words[1] in COMMANDS, command
         # The longest run of words that is a command, as `datasets get`.
-        assert main([words[1], "--help"]) == 0
+        parts = takewhile(re.compile("[a-z]+").fullmatch, words[1:])
+        assert main([*parts, "--help"]) == 0
         text = capsys.readouterr().out
         for option in re.findall(r"(?<=\s)--[a-z-]+", command):
             assert option in text or option in ("--json", "--help"), command

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -201,12 +202,21 @@ def test_returned_number_is_the_status(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert main(["probe"]) == 3
 
 
+def functions(app: App) -> Iterator[App]:
+    """Yield the parts of a command that do something."""
+    if app.default_command:
+        yield app
+    else:
+        for part in app:
+            if part[0] != "-":
+                yield from functions(app[part])
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists_and_takes_json(name: str) -> None:
     app = cli.build_app([name])[name]
     assert isinstance(app, App)
-    functions = [app] if app.default_command else [app[part] for part in app if part[0] != "-"]
-    for function in functions:
+    for function in functions(app):
         names = {
             flag for argument in function.assemble_argument_collection() for flag in argument.names
         }
