@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
@@ -60,6 +60,8 @@ class Slot:
     """Encoded columns to embed, in this order; None for all that the job declares, in schema order."""
     bound: float | None = None
     """First values of tables are uniform in (-bound, bound); normal(0, 1e-4) when absent."""
+    rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many rows the table of a pruned column keeps, without row 0; it has a remap of its codes."""
 
 
 class Model(nn.Module):

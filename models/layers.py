@@ -1,6 +1,6 @@
 """Layers that several models share.
 
-B examples, F features, D embedding dimension, H width, K heads, C context features.
+B examples, D embedding dimension, E coordinates of all features, H width, K heads, C context features.
 """
 
 from __future__ import annotations
@@ -54,25 +54,21 @@ class FeatureGate(nn.Module):
     gate is a static vector. `docs/models.md` says so to users; a test holds it.
     """
 
-    def __init__(
-        self, num_features: int, dim: int, *, num_context: int, hidden: Sequence[int]
-    ) -> None:
+    def __init__(self, width: int, dim: int, *, num_context: int, hidden: Sequence[int]) -> None:
+        """Gate `width` coordinates by `num_context` features of dimension `dim`."""
         super().__init__()
-        self.num_features = num_features
-        self.dim = dim
         self.context_1D = nn.Parameter(torch.zeros(1, dim)) if num_context == 0 else None
         self.mlp = MLP(dim * max(num_context, 1), hidden)
-        self.out = linear(self.mlp.width_out, num_features * dim)
+        self.out = linear(self.mlp.width_out, width)
 
     def forward(self, context_BCD: Tensor | None = None) -> Tensor:
-        """Return the gate, (B, F, D), or (1, F, D) where it is the same for every example."""
+        """Return the gate, (B, E), or (1, E) where it is the same for every example."""
         if self.context_1D is not None:
             context = self.context_1D
         else:
             assert context_BCD is not None, "this gate has context columns"
             context = context_BCD.flatten(1)
-        gate = 2 * torch.sigmoid(self.out(self.mlp(context)))
-        return gate.view(-1, self.num_features, self.dim)
+        return 2 * torch.sigmoid(self.out(self.mlp(context)))
 
 
 class BilinearFusion(nn.Module):

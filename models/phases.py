@@ -54,6 +54,11 @@ class Stage(Protocol):
         ...
 
     @property
+    def mode(self) -> Mode:
+        """Table mode of the job."""
+        ...
+
+    @property
     def features(self) -> Sequence[Declared]:
         """The features that the job declares."""
         ...

@@ -16,6 +16,7 @@ MODELS = {
     "dcnv2": "headwater.models.ctr.dcnv2:DCNv2",
     "finalmlp": "headwater.models.ctr.finalmlp:FinalMLP",
     "optinter": "headwater.models.ctr.optinter:OptInter",
+    "optembed": "headwater.models.ctr.optembed:OptEmbed",
 }
 
 ADDING_COLUMNS = frozenset({"optinter"})

@@ -100,14 +100,17 @@ class Progress:
             note(self.line())
 
     def line(self) -> str:
-        """Return the state as one line: what, how much, how fast."""
+        """Return the state as one line: what, how much, how fast, how long it will take."""
         speed = self._done / max(time.monotonic() - self._start_s, 1e-9)
         if self._total:
             share = 100 * self._done / self._total
             amount = f"{self._done:,} of {self._total:,} {self._unit} ({share:.0f} %)"
         else:
             amount = f"{self._done:,} {self._unit}"
-        return f"{self._description}: {amount}, {speed:,.0f} {self._unit}/s"
+        line = f"{self._description}: {amount}, {speed:,.{0 if speed >= 10 else 1}f} {self._unit}/s"
+        if self._total and 0 < self._done < self._total:
+            line += f", {(self._total - self._done) / speed:,.0f} s left"
+        return line
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,7 @@ def job_model(job: Job) -> tuple[type[Model], ModelConfig]:
 
 def with_model(job: Job, config: ModelConfig) -> Job:
     """Return the job with other settings of its model."""
-    section = {"type": job.model.type, **config.model_dump(mode="json")}
+    section = {"type": job.model.type, **config.model_dump(mode="json", exclude_none=True)}
     return job.model_copy(update={"model": ModelSection.model_validate(section)})
 
 

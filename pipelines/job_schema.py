@@ -114,6 +114,7 @@ def job_reference() -> str:
         parts.append(
             f'### `type = "{name}"`\n\n{_summary(model)}\n\n{_table(model.config_class, "model")}\n'
         )
+        parts += [_table(inner, f"model.{key}") + "\n" for key, inner in _inner(model.config_class)]
     return "\n".join(parts)
 
 
@@ -170,6 +171,14 @@ def _table(config: type[BaseModel], path: str) -> str:
         cells = (f"`{prefix}{key}`", kind, default, " ".join(text.split()))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _inner(config: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the settings that are tables of one kind, by key."""
+    for key, field in config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield key, kind
 
 
 def _default(value: object) -> str:

@@ -5,7 +5,7 @@ crosses up to order l + 1. `parallel` (the default, and what the BARS benchmark 
 the outputs of cross network and MLP; `stacked` feeds the first to the second. The paper's low-rank
 and mixture-of-experts crosses are not here.
 
-B examples, F features, D embedding dimension.
+B examples, F features, D embedding dimension, E coordinates of all features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from headwater.models.base import MLPConfig
-from headwater.models.ctr.base import CTRModel
+from headwater.models.ctr.base import PrunableModel
 from headwater.models.layers import CrossNetV2, linear
 
 
@@ -30,23 +30,25 @@ class DCNv2Config(MLPConfig):
     """Layers of the cross network."""
 
 
-class DCNv2(CTRModel):
+class DCNv2(PrunableModel):
     """Cross network and multi-layer perceptron."""
 
     config_class = DCNv2Config
 
-    def __init__(self, config: DCNv2Config, *, num_features: int) -> None:
-        super().__init__(config, num_features=num_features)
-        width = num_features * config.embedding_dim
+    def __init__(self, config: DCNv2Config, *, num_features: int, width: int | None = None) -> None:
+        super().__init__(config, num_features=num_features, width=width)
         self.stacked = config.structure == "stacked"
-        self.cross = CrossNetV2(width, config.num_cross_layers)
-        self.mlp = config.mlp(width)
-        self.out = linear(self.mlp.width_out + (0 if self.stacked else width), 1)
+        self.cross = CrossNetV2(self.width, config.num_cross_layers)
+        self.mlp = config.mlp(self.width)
+        self.out = linear(self.mlp.width_out + (0 if self.stacked else self.width), 1)
 
     def forward(self, emb_BFD: Tensor) -> Tensor:
         """Return the click logit, shape (B,)."""
-        emb_BH = emb_BFD.flatten(1)
-        cross_BH = self.cross(emb_BH)
+        return self.score(emb_BFD, emb_BFD.flatten(1))
+
+    def score(self, emb_BFD: Tensor, emb_BE: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the click logit, shape (B,), of the coordinates that are there."""
+        cross_BE = self.cross(emb_BE)
         if self.stacked:
-            return self.out(self.mlp(cross_BH)).squeeze(1)
-        return self.out(torch.cat([cross_BH, self.mlp(emb_BH)], 1)).squeeze(1)
+            return self.out(self.mlp(cross_BE)).squeeze(1)
+        return self.out(torch.cat([cross_BE, self.mlp(emb_BE)], 1)).squeeze(1)

@@ -4,7 +4,7 @@ Each stream sees the embeddings through its own gate, which context features (a 
 the two stream outputs are fused by a bilinear form in each of K subspaces. Without gates and fusion
 it is DualMLP.
 
-B examples, F features, D embedding dimension, C context features of a gate.
+B examples, F features, D embedding dimension, E coordinates of all features, C context features of a gate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from headwater.models.base import ModelConfig, Slot
-from headwater.models.ctr.base import CTRModel
+from headwater.models.ctr.base import PrunableModel
 from headwater.models.layers import MLP, BilinearFusion, FeatureGate
 
 
@@ -62,34 +62,29 @@ class FinalMLPConfig(ModelConfig):
         return self
 
 
-class FinalMLP(CTRModel):
+class FinalMLP(PrunableModel):
     """Two gated multi-layer perceptrons with multi-head bilinear fusion."""
 
     config: FinalMLPConfig
     config_class = FinalMLPConfig
 
-    def __init__(self, config: FinalMLPConfig, *, num_features: int) -> None:
-        super().__init__(config, num_features=num_features)
+    def __init__(
+        self, config: FinalMLPConfig, *, num_features: int, width: int | None = None
+    ) -> None:
+        super().__init__(config, num_features=num_features, width=width)
         dim = config.embedding_dim
-        width = num_features * dim
         if config.use_gates:
             self.gate_1 = FeatureGate(
-                num_features,
-                dim,
-                num_context=len(config.gate_1_context),
-                hidden=config.gate_hidden,
+                self.width, dim, num_context=len(config.gate_1_context), hidden=config.gate_hidden
             )
             self.gate_2 = FeatureGate(
-                num_features,
-                dim,
-                num_context=len(config.gate_2_context),
-                hidden=config.gate_hidden,
+                self.width, dim, num_context=len(config.gate_2_context), hidden=config.gate_hidden
             )
         self.mlp_1 = MLP(
-            width, config.hidden_1, dropout=config.dropout_1, batch_norm=config.batch_norm_1
+            self.width, config.hidden_1, dropout=config.dropout_1, batch_norm=config.batch_norm_1
         )
         self.mlp_2 = MLP(
-            width, config.hidden_2, dropout=config.dropout_2, batch_norm=config.batch_norm_2
+            self.width, config.hidden_2, dropout=config.dropout_2, batch_norm=config.batch_norm_2
         )
         self.fusion = BilinearFusion(self.mlp_1.width_out, self.mlp_2.width_out, config.num_heads)
 
@@ -111,11 +106,21 @@ class FinalMLP(CTRModel):
         gate_2_BCD: Tensor | None = None,
     ) -> Tensor:
         """Return the click logit, shape (B,); a gate without columns gets no context."""
-        in_1_BFD = in_2_BFD = emb_BFD
+        return self.score(emb_BFD, emb_BFD.flatten(1), gate_1_BCD, gate_2_BCD)
+
+    def score(
+        self,
+        emb_BFD: Tensor,  # noqa: ARG002
+        emb_BE: Tensor,
+        gate_1_BCD: Tensor | None = None,
+        gate_2_BCD: Tensor | None = None,
+    ) -> Tensor:
+        """Return the click logit, shape (B,), of the coordinates that are there."""
+        in_1_BE = in_2_BE = emb_BE
         if self.config.use_gates:
-            in_1_BFD = emb_BFD * self.gate_1(gate_1_BCD)
-            in_2_BFD = emb_BFD * self.gate_2(gate_2_BCD)
-        return self.fusion(self.mlp_1(in_1_BFD.flatten(1)), self.mlp_2(in_2_BFD.flatten(1)))
+            in_1_BE = emb_BE * self.gate_1(gate_1_BCD)
+            in_2_BE = emb_BE * self.gate_2(gate_2_BCD)
+        return self.fusion(self.mlp_1(in_1_BE), self.mlp_2(in_2_BE))
 
     def gates(
         self,
@@ -125,10 +130,10 @@ class FinalMLP(CTRModel):
     ) -> tuple[Tensor, Tensor]:
         """Return the gate values of both streams, each (B, F, D) in (0, 2); needs `use_gates`.
 
-        The arguments are those of `forward`. The mean over B and D is a field's weight.
+        The arguments are those of `forward`, with all coordinates. The mean over B and D is a field's weight.
         """
         assert self.config.use_gates, "this FinalMLP has no gates"
         return (
-            self.gate_1(gate_1_BCD).expand_as(emb_BFD),
-            self.gate_2(gate_2_BCD).expand_as(emb_BFD),
+            self.gate_1(gate_1_BCD).view(-1, *emb_BFD.shape[1:]).expand_as(emb_BFD),
+            self.gate_2(gate_2_BCD).view(-1, *emb_BFD.shape[1:]).expand_as(emb_BFD),
         )

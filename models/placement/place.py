@@ -32,6 +32,8 @@ def place(network: Network, device: torch.device, learn: LearnSettings | None = 
         _ensure_process_group(device)
         network.model.to(device)
         network.embeddings.numeric.to(device)
+        if network.embeddings.remap is not None:
+            network.embeddings.remap.to(device)
         from headwater.models.placement.plan import shard  # TorchRec takes seconds
 
         module: Any = shard(network, device, learn)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from headwater.models.tables.layout import SlotLayout, initial_table
 from headwater.models.tables.looked import Looked
+from headwater.models.tables.thresholds import Norm, RowThresholds
 
 _INT32_ROWS = 2**31
 
@@ -93,13 +94,16 @@ class MergedTable(nn.Module):
         self._constant("shifts_V", shifts, dtype)
         self.pools = layout.has_lists
         self._constant("bags_F", [0, *accumulate(lengths[:-1])], dtype)
+        self.thresholds: RowThresholds | None = None
+        """Thresholds of rows, once they are added."""
 
     def forward(self, codes_BW: Tensor) -> Tensor:
         """Return the embeddings, lists summed: (B, F, D)."""
         rows_BV = self.rows(codes_BW)
+        weight_ND = self.weight_ND if self.thresholds is None else self.thresholds(self.weight_ND)
         if self.pools:
-            return self.pool(rows_BV, self.weight_ND)
-        return F.embedding(rows_BV, self.weight_ND, padding_idx=0)
+            return self.pool(rows_BV, weight_ND)
+        return F.embedding(rows_BV, weight_ND, padding_idx=0)
 
     def rows(self, codes_BW: Tensor) -> Tensor:
         """Return the row of every code that the slot reads, (B, V); missing ones are row 0."""
@@ -121,11 +125,30 @@ class MergedTable(nn.Module):
         )
         return pooled.view(size, self.num_tables, self.dim)
 
+    def add_thresholds(self, norm: Norm) -> RowThresholds:
+        """Let each column have a learned threshold, below which its rows are zero, and return them."""
+        self.thresholds = RowThresholds(self.starts, norm, self.weight_ND.device)
+        return self.thresholds
+
+    @torch.no_grad()
+    def prune(self) -> dict[str, Tensor]:
+        """Zero for good the rows that thresholds leave out, and return by column which codes are kept."""
+        assert self.thresholds is not None, "rows are pruned by thresholds"
+        mask_N = self.thresholds.mask(self.weight_ND)
+        self.weight_ND.mul_(mask_N.unsqueeze(1))
+        self.thresholds = None
+        kept = self._by_column(mask_N.bool())
+        for kept_N in kept.values():
+            kept_N[0] = False  # a negative threshold would keep even the row for missing values
+        return kept
+
     def views(self) -> dict[str, Tensor]:
         """Return a live view of each table, (cardinality, D), by column."""
-        weight_ND = self.weight_ND.detach()
+        return self._by_column(self.weight_ND.detach())
+
+    def _by_column(self, rows_N: Tensor) -> dict[str, Tensor]:
         return {
-            name: weight_ND[start:stop]
+            name: rows_N[start:stop]
             for name, start, stop in zip(self.names, self.starts, self.starts[1:], strict=False)
         }
 

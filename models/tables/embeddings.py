@@ -22,6 +22,7 @@ from headwater.models.tables.dense import DenseTables
 from headwater.models.tables.layout import SlotLayout, lay_out, mean_members
 from headwater.models.tables.lazy import LazyTables
 from headwater.models.tables.looked import Looked
+from headwater.models.tables.remap import Remap
 
 if TYPE_CHECKING:
     from headwater.models.tables.fused import FusedTables
@@ -33,7 +34,8 @@ class Embeddings(nn.Module):
     """The embeddings of every slot: tables for codes, one learned vector for each dense column.
 
     A list is one feature: the sum, or the mean over codes that are not padding. Code 0 gives
-    zero and learns nothing. A dense column gives its value times its vector: zero gives zero.
+    zero and learns nothing, and so does a code whose row was pruned, though a mean counts it.
+    A dense column gives its value times its vector: zero gives zero.
 
     `dense` and `lazy` hold one plain table a slot; `fused` needs `models.placement.place` before its
     first use. All start from the same values for the same seed.
@@ -50,15 +52,18 @@ class Embeddings(nn.Module):
         super().__init__()
         self.mode: Mode = mode
         self.layouts = lay_out(schema, slots, declared)
+        is_pruned = any(True for layout in self.layouts for _ in layout.pruned())
+        self.remap = Remap(self.layouts) if is_pruned else None
+        width = schema.width if self.remap is None else schema.width + len(self.remap.places_V)
         self.store: DenseTables | FusedTables | None = None
         if any(layout.tables for layout in self.layouts):
             if mode == "fused":
                 from headwater.models.tables.fused import FusedTables  # TorchRec takes seconds
 
-                self.store = FusedTables(self.layouts, width=schema.width, seed=seed)
+                self.store = FusedTables(self.layouts, width=width, seed=seed)
             else:
                 tables = LazyTables if mode == "lazy" else DenseTables
-                self.store = tables(self.layouts, width=schema.width, seed=seed)
+                self.store = tables(self.layouts, width=width, seed=seed)
         self.numeric = nn.ParameterDict()
         for layout in self.layouts:
             if layout.dense:
@@ -71,7 +76,9 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch) -> Looked:
         """Return (B, F, D) for each slot, and the rows that were read."""
         codes_BW = batch.codes_BW
-        looked: Looked = Looked({}) if self.store is None else self.store(codes_BW)
+        looked = Looked({})
+        if self.store is not None:
+            looked = self.store(codes_BW if self.remap is None else self.remap(codes_BW))
         pooled = looked.embeddings
         known_BW: Tensor | None = None
         embeddings: dict[str, Tensor] = {}
@@ -126,6 +133,10 @@ class Embeddings(nn.Module):
             }
             for layout in self.layouts
         }
+
+    def remaps(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the row of every code of pruned columns, by slot and column: int32 (cardinality,)."""
+        return {} if self.remap is None else self.remap.read()
 
     def load(
         self,

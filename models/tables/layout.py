@@ -5,12 +5,14 @@ B examples, W code slots of a batch, F features of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
+from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.base import Slot
 from headwater.models.seeds import derive_seed
@@ -28,15 +30,35 @@ class SlotLayout:
     bound: float | None
     """Half the width of uniform first values; None for normal ones."""
     tables: tuple[EncodedColumn, ...]
-    """Code columns, in the slot's order."""
+    """Code columns, in the slot's order; the cardinality of a pruned one is that of the rows it keeps."""
     places: tuple[slice, ...]
-    """Columns of `codes_BW` that each table reads."""
+    """Columns of `codes_BW` that each table reads; of pruned columns the codes lie behind it (`Remap`)."""
+    sources: tuple[EncodedColumn, ...]
+    """The same columns as the schema has them."""
+    codes: tuple[slice, ...]
+    """Columns of `codes_BW` that hold their codes."""
     dense: tuple[EncodedColumn, ...]
     """Dense columns, in the slot's order."""
     dense_places: tuple[int, ...]
     """Column of `dense_BD` that each dense column reads."""
     runs: tuple[tuple[bool, int, int], ...]
     """Features in order as stretches (is dense, start, stop) of tables or of dense columns."""
+
+    @property
+    def columns(self) -> list[EncodedColumn]:
+        """All columns as the schema has them, in the slot's order."""
+        return [
+            column
+            for is_dense, start, stop in self.runs
+            for column in (self.dense if is_dense else self.sources)[start:stop]
+        ]
+
+    def pruned(self) -> Iterator[tuple[EncodedColumn, EncodedColumn, slice]]:
+        """Yield each pruned column as the schema has it, its table, and where its codes lie."""
+        every = zip(self.sources, self.tables, self.codes, self.places, strict=True)
+        for source, table, codes, place in every:
+            if place != codes:
+                yield source, table, codes
 
     @property
     def has_lists(self) -> bool:
@@ -54,20 +76,39 @@ def lay_out(
     known = {column.name: column for column in schema.columns}
     code_places = {column.name: place for column, place in schema.code_places()}
     dense_places = {column.name: i for i, column in enumerate(schema.dense)}
+    width = schema.width
     every = [name for name in known if declared is None or name in declared]
     layouts: list[SlotLayout] = []
     for name, slot in slots.items():
         wanted = every if slot.columns is None else slot.columns
         columns = [known[column] for column in wanted]
-        tables = tuple(column for column in columns if not column.is_dense)
+        sources = tuple(column for column in columns if not column.is_dense)
+        tables: list[EncodedColumn] = []
+        places: list[slice] = []
+        for column in sources:
+            kept = slot.rows.get(column.name)
+            if kept is None:
+                tables.append(column)
+                places.append(code_places[column.name])
+                continue
+            if kept >= column.cardinality:
+                raise JobError(
+                    f"model: {column.name!r} shall keep {kept} rows, but has {column.cardinality - 1}: they "
+                    "were chosen on other data. Search again."
+                )
+            tables.append(replace(column, cardinality=kept + 1))
+            places.append(slice(width, width + column.length))
+            width += column.length
         dense = tuple(column for column in columns if column.is_dense)
         layouts.append(
             SlotLayout(
                 name=name,
                 dim=slot.dim,
                 bound=slot.bound,
-                tables=tables,
-                places=tuple(code_places[column.name] for column in tables),
+                tables=tuple(tables),
+                places=tuple(places),
+                sources=sources,
+                codes=tuple(code_places[column.name] for column in sources),
                 dense=dense,
                 dense_places=tuple(dense_places[column.name] for column in dense),
                 runs=_runs(columns),
@@ -95,7 +136,7 @@ def mean_members(layout: SlotLayout, width: int) -> Tensor | None:
     The number of codes that are not padding is then one product: `(codes_BW != 0) @ members_WF`.
     """
     members_WF = torch.zeros(width, len(layout.tables), device="cpu")
-    for feature, (column, place) in enumerate(zip(layout.tables, layout.places, strict=True)):
+    for feature, (column, place) in enumerate(zip(layout.sources, layout.codes, strict=True)):
         if column.length > 1 and column.pooling == "mean":
             members_WF[place, feature] = 1
     return members_WF if members_WF.any() else None

@@ -124,6 +124,10 @@ class GraphBuilder:
         """Store an int64 constant under `name`, once."""
         return self._constant(name, np.asarray(values, dtype=np.int64))
 
+    def int32s(self, name: str, values: Any) -> str:
+        """Store an int32 constant under `name`, once."""
+        return self._constant(name, np.asarray(values, dtype=np.int32))
+
     def floats(self, name: str, values: Any) -> str:
         """Store a float32 constant under `name`, once."""
         return self._constant(name, np.asarray(values, dtype=np.float32))

@@ -5,8 +5,8 @@ Embeddings of the context are the same for all candidates of a request. So a slo
 the context is computed for one row and broadcast. The first layers cost most where features are many, and
 context features are often most of them.
 
-Works on the graph that torch exported, so that models know nothing of it: gates and reshapes are followed up
-to a linear layer; whatever else reads a slot gets both parts joined, as before.
+Works on the graph that torch exported, so that models know nothing of it: gates, reshapes and slots side by
+side are followed up to a linear layer; whatever else reads a slot gets both parts joined, as before.
 
 N candidates, F features, D dimension, H width.
 """
@@ -14,7 +14,7 @@ N candidates, F features, D dimension, H width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,18 @@ class SlotParts:
 
 @dataclass(frozen=True, slots=True)
 class _Parted:
-    """A value in two parts, [1 or N, F', D] and [N, F'', D], or flat, [.., F' * D] and [.., F'' * D]."""
+    """A value in two parts along its second axis: [1 or N, F', D] and [N, F'', D], or flat, without D."""
 
     once: str
     each: str
-    slot: str
+    at_once: NDArray[np.int64]
+    """Where the first part lies in the whole."""
+    at_each: NDArray[np.int64]
     is_flat: bool
+
+    def parts(self) -> tuple[tuple[str, NDArray[np.int64]], tuple[str, NDArray[np.int64]]]:
+        """Return each part and where it lies."""
+        return (self.once, self.at_once), (self.each, self.at_each)
 
 
 def split_context(model: ModelProto, slots: Mapping[str, SlotParts]) -> ModelProto:
@@ -108,7 +114,8 @@ class _Splitter:
         _, dim = self._size(name)
         if parts.once and parts.each:
             once, each = f"{name}.once", f"{name}.each"
-            self._parted[name] = _Parted(once, each, name, is_flat=False)
+            at_once, at_each = (np.array(part, np.int64) for part in (parts.once, parts.each))
+            self._parted[name] = _Parted(once, each, at_once, at_each, is_flat=False)
         else:
             once = each = name
             if parts.once:
@@ -124,6 +131,8 @@ class _Splitter:
 
     def _follow(self, node: NodeProto) -> None:
         found = [name for name in node.input if name in self._parted]
+        if self._joint(node):
+            return
         if found and (self._gated(node, found) or self._flat(node) or self._linear(node)):
             return
         for position, name in enumerate(node.input):
@@ -140,21 +149,21 @@ class _Splitter:
 
     def _gated(self, node: NodeProto, found: list[str]) -> bool:
         """Follow `slot * gate`, the gate one for all rows or set by the context."""
-        if node.op_type != "Mul" or len(found) != 1 or self._parted[found[0]].is_flat:
+        if node.op_type != "Mul" or len(found) != 1:
             return False
-        parted = self._parted[found[0]]
         (gate,) = (name for name in node.input if name != found[0])
         known = gate in self._constant or gate in self._once
-        if not known or self._shapes.get(gate, ())[1:] != self._shapes[parted.slot][1:]:
+        shape = self._shapes.get(found[0], ())[1:]
+        if not known or not shape or self._shapes.get(gate, ())[1:] != shape:
             return False
-        parts = self._slots[parted.slot]
+        parted = self._parted[found[0]]
         names: list[str] = []
-        for value, positions in ((parted.once, parts.once), (parted.each, parts.each)):
+        for value, at in parted.parts():
             output = f"{node.output[0]}/{len(names)}"
-            index = self._tensor(f"{output}_at", np.array(positions, np.int64))
+            index = self._tensor(f"{output}_at", at)
             some = self._add("Gather", [gate, index], f"{output}_gate", axis=1)
             names.append(self._add("Mul", [value, some], output))
-        self._parted[node.output[0]] = _Parted(names[0], names[1], parted.slot, is_flat=False)
+        self._parted[node.output[0]] = replace(parted, once=names[0], each=names[1])
         return True
 
     def _flat(self, node: NodeProto) -> bool:
@@ -162,16 +171,54 @@ class _Splitter:
         parted = self._parted.get(node.input[0])
         if parted is None or parted.is_flat or node.op_type not in ("Reshape", "Flatten"):
             return False
-        features, dim = self._size(parted.slot)
+        features, dim = self._size(node.input[0])
         if self._shapes.get(node.output[0], ())[1:] != (features * dim,):
             return False
-        parts = self._slots[parted.slot]
         names: list[str] = []
-        for value, positions in ((parted.once, parts.once), (parted.each, parts.each)):
+        places: list[NDArray[np.int64]] = []
+        for value, at in parted.parts():
             output = f"{node.output[0]}/{len(names)}"
-            shape = self._tensor(f"{output}_shape", np.array([-1, len(positions) * dim], np.int64))
+            shape = self._tensor(f"{output}_shape", np.array([-1, len(at) * dim], np.int64))
             names.append(self._add("Reshape", [value, shape], output))
-        self._parted[node.output[0]] = _Parted(names[0], names[1], parted.slot, is_flat=True)
+            places.append((at[:, None] * dim + np.arange(dim)).reshape(-1))
+        self._parted[node.output[0]] = _Parted(
+            names[0], names[1], places[0], places[1], is_flat=True
+        )
+        return True
+
+    def _joint(self, node: NodeProto) -> bool:
+        """Follow slots that are put side by side, some of the context and some of candidates."""
+        if node.op_type != "Concat" or helper.get_node_attr_value(node, "axis") != 1:
+            return False
+        shapes = [self._shapes.get(name, ()) for name in node.input]
+        widths = [shape[1] if len(shape) in (2, 3) else "" for shape in shapes]
+        once: list[tuple[str, NDArray[np.int64]]] = []
+        each: list[tuple[str, NDArray[np.int64]]] = []
+        start = 0
+        for name, width in zip(node.input, widths, strict=True):
+            if not isinstance(width, int) or name in self._constant:
+                return False
+            parted = self._parted.get(name)
+            if parted is not None:
+                once.append((parted.once, parted.at_once + start))
+                each.append((parted.each, parted.at_each + start))
+            else:
+                part = once if name in self._once else each
+                part.append((name, np.arange(start, start + width)))
+            start += width
+        if not once or not each:
+            return False
+        names: list[str] = []
+        for part in (once, each):
+            values = [value for value, _ in part]
+            output = f"{node.output[0]}/{len(names)}"
+            names.append(
+                values[0] if len(values) == 1 else self._add("Concat", values, output, axis=1)
+            )
+        at_once, at_each = (np.concatenate([at for _, at in part]) for part in (once, each))
+        self._parted[node.output[0]] = _Parted(
+            names[0], names[1], at_once, at_each, is_flat=len(shapes[0]) == 2
+        )
         return True
 
     def _linear(self, node: NodeProto) -> bool:
@@ -190,33 +237,24 @@ class _Splitter:
         weight_HI = weight if transposed else weight.T
         if any(name not in self._constant for name in node.input[2:]):
             return False
-        parts = self._slots[parted.slot]
         output = node.output[0]
-        once = self._tensor(f"{output}/weight_once", self._share(weight_HI, parted, parts.once))
-        each = self._tensor(f"{output}/weight_each", self._share(weight_HI, parted, parts.each))
-        bias = self._add("Gemm", [parted.once, once, *node.input[2:]], f"{output}/once", transB=1)
-        self._add("Gemm", [parted.each, each, bias], output, transB=1)
+        weights = [
+            self._tensor(f"{output}/weight_{part}", np.ascontiguousarray(weight_HI[:, at]))
+            for part, at in (("once", parted.at_once), ("each", parted.at_each))
+        ]
+        bias = self._add(
+            "Gemm", [parted.once, weights[0], *node.input[2:]], f"{output}/once", transB=1
+        )
+        self._add("Gemm", [parted.each, weights[1], bias], output, transB=1)
         return True
-
-    def _share(
-        self, weight_HI: NDArray[np.float32], parted: _Parted, positions: tuple[int, ...]
-    ) -> NDArray[np.float32]:
-        """Return the columns of a weight that belong to some of the slot's features."""
-        features, dim = self._size(parted.slot)
-        weight_HFD = weight_HI.reshape(len(weight_HI), features, dim)
-        return np.ascontiguousarray(weight_HFD[:, list(positions)]).reshape(len(weight_HI), -1)
 
     def _whole(self, name: str) -> str:
         """Return the value of both parts together, [N, ..], its features in the order of the slot."""
         if name not in self._joined:
             parted = self._parted[name]
-            _, dim = self._size(parted.slot)
             once = self._expanded(parted.once, f"{name}/once_all", is_flat=parted.is_flat)
             value = self._add("Concat", [once, parted.each], f"{name}/parts", axis=1)
-            parts = self._slots[parted.slot]
-            order = np.argsort(parts.once + parts.each)
-            if parted.is_flat:
-                order = (order[:, None] * dim + np.arange(dim)).reshape(-1)
+            order = np.argsort(np.concatenate([parted.at_once, parted.at_each]))
             if (order != np.arange(len(order))).any():
                 index = self._tensor(f"{name}/order", order.astype(np.int64))
                 value = self._add("Gather", [value, index], f"{name}/all", axis=1)
@@ -230,9 +268,9 @@ class _Splitter:
         shape = self._add("Concat", [self._rows, ones], f"{output}_shape", axis=0)
         return self._add("Expand", [name, shape], output)
 
-    def _size(self, slot: str) -> tuple[int, int]:
-        """Return the number of features of a slot, and their dimension."""
-        _, features, dim = self._shapes[slot]
+    def _size(self, name: str) -> tuple[int, int]:
+        """Return the number of features of a value that is not flat, and their dimension."""
+        _, features, dim = self._shapes[name]
         assert isinstance(features, int)
         assert isinstance(dim, int)
         return features, dim

@@ -27,13 +27,15 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from headwater.feature_store.onnx_compiler import encoders_graph
-from headwater.feature_store.schema import Cross, EncodedColumn, Schema
+from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.tables.embeddings import Embeddings
 from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
 from headwater.pipelines.release.context import ONCE_ROWS, SlotParts, split_context
 
 SlotTables = Mapping[str, NDArray[np.float32]]
 """Weights of a slot by column, in feature order: (cardinality, D), or (D,) for a dense column."""
+SlotRemap = Mapping[str, NDArray[np.int32]]
+"""Row by code of the tables of pruned columns in a slot."""
 
 
 def release_layers(
@@ -56,6 +58,7 @@ def release_graph(
     slots: Mapping[str, SlotTables],
     layers: ModelProto,
     *,
+    remaps: Mapping[str, SlotRemap] | None = None,
     context: Sequence[str] = (),
     negative_rate: float = 1.0,
     opset: int = 18,
@@ -68,6 +71,8 @@ def release_graph(
         Weights by argument name of `model.forward`, as `slot_tables` gives them.
     layers
         What `release_layers` gives for the same slots, context and operator set.
+    remaps
+        Rows by code of pruned columns, by slot, as `Embeddings.remaps` gives them.
     context
         Raw columns that may be given once, as [1, ..], for N candidates.
     negative_rate
@@ -93,7 +98,8 @@ def release_graph(
             if positions:
                 name = slot if len(positions) == len(names) else f"{slot}.{part}"
                 some = {names[position]: tables[names[position]] for position in positions}
-                values[name] = _slot(graph, schema, name, some, *matrices[part])
+                remap = (remaps or {}).get(slot, {})
+                values[name] = _slot(graph, schema, name, some, *matrices[part], remap)
     logit = graph.merge(layers, values, prefix="dense/")
     if negative_rate < 1:
         logit = graph.add(
@@ -224,14 +230,9 @@ def _context_columns(schema: Schema, context: Sequence[str]) -> set[str]:
     known = set(context)
     once: set[str] = set()
     for column in schema.columns:
-        if all(name in (once if _is_crossed(column) else known) for name in column.inputs):
+        if all(name in (once if column.is_crossed else known) for name in column.inputs):
             once.add(column.name)
     return once if len(once) < len(schema.columns) else set()
-
-
-def _is_crossed(column: EncodedColumn) -> bool:
-    """Return whether the inputs of a column are encoded columns, not raw ones."""
-    return any(isinstance(step, Cross) for step in column.steps)
 
 
 def _slot(
@@ -241,6 +242,7 @@ def _slot(
     tables: SlotTables,
     codes: _Matrix,
     dense: _Matrix,
+    remap: SlotRemap,
 ) -> str:
     """Append the lookups of one slot, and return the name of its tensor [N, F, D]."""
     columns = {column.name: column for column in schema.columns}
@@ -248,7 +250,7 @@ def _slot(
     embedded = [run for run in runs if not run[0].is_dense]
     numbers = [run for run in runs if run[0].is_dense]
     pieces = {
-        False: iter(_looked_up(graph, slot, embedded, tables, codes) if embedded else ()),
+        False: iter(_looked_up(graph, slot, embedded, tables, codes, remap) if embedded else ()),
         True: iter(_scaled(graph, slot, numbers, tables, dense) if numbers else ()),
     }
     return _concat(graph, [next(pieces[run[0].is_dense]) for run in runs], f"{slot}/all")
@@ -265,15 +267,26 @@ def _looked_up(
     runs: list[list[EncodedColumn]],
     tables: SlotTables,
     codes: _Matrix,
+    remap: SlotRemap,
 ) -> Sequence[str]:
     """Look codes up in one stacked table; return [N, F, D] a run, lists pooled to F = 1."""
     columns = [column for run in runs for column in run]
     table = StackedTable(f"{slot}/table", [tables[column.name] for column in columns])
     graph.tables.append(table)
     starts = np.cumsum([0] + [len(part) for part in table.parts[:-1]])
+    rows_of: list[NDArray[np.int32]] = []
+    if remap:  # codes lead to rows through one vector of all columns
+        rows_of = [
+            (start + remap.get(column.name, np.arange(column.cardinality))).astype(np.int32)
+            for start, column in zip(starts, columns, strict=True)
+        ]
+        starts = np.cumsum([0] + [len(part) for part in rows_of[:-1]])
     offsets = [start for start, c in zip(starts, columns, strict=True) for _ in range(c.length)]
     ids = codes.select(graph, [column.name for column in columns], f"{slot}/codes")
     rows = graph.add("Add", [ids, graph.ints(f"{slot}/offsets", offsets)], f"{slot}/rows")
+    if remap:
+        new = graph.int32s(f"{slot}/remap", np.concatenate(rows_of))
+        rows = graph.add("Gather", [new, rows], f"{slot}/kept_rows", axis=0)
     vectors = graph.add("Gather", [table.name, rows], f"{slot}/vectors", axis=0)
     parts = _split(graph, vectors, [sum(c.length for c in run) for run in runs], f"{slot}/run")
     return [

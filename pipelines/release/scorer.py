@@ -71,6 +71,7 @@ def write_scorer(trained: Trained, manifest: Manifest, folder: Path) -> Manifest
         schema,
         slots,
         layers,
+        remaps=network.embeddings.remaps(),
         context=settings.context,
         negative_rate=job.data.negative_rate,
         opset=opset,

@@ -26,7 +26,7 @@ from headwater.pipelines.output import write_whole, writing
 from headwater.pipelines.prepared import load_prepared
 from headwater.pipelines.preparing.prepare import prepare
 from headwater.pipelines.ranks import Ranks, shared
-from headwater.pipelines.resolved import job_network, learn_settings
+from headwater.pipelines.resolved import how_tables_learn, job_network, learn_settings
 from headwater.pipelines.runs.checkpoint import CHECKPOINT, Checkpoints
 from headwater.pipelines.runs.run import PHASES, Run
 from headwater.pipelines.training.loop import AfterEpoch, Loop
@@ -102,6 +102,11 @@ class TrainingStage:
     def learn(self) -> LearnSettings:
         """The settings of `[train]`."""
         return learn_settings(self.training.job)
+
+    @property
+    def mode(self) -> Mode:
+        """Table mode of the job."""
+        return how_tables_learn(self.training.job)[0]
 
     @property
     def features(self) -> Sequence[Declared]:

@@ -28,6 +28,10 @@ MODELS = {
         '{type="optinter", embedding_dim=4, interaction_dim=4, hidden=[16], min_count=2, '
         "search={epochs=6}}"
     ),
+    "optembed": (
+        '{type="optembed", base={type="dnn", embedding_dim=4, hidden=[16], batch_norm=true}, '
+        "search={epochs=6, generations=3, mutations=3, crossovers=3}}"
+    ),
 }
 
 

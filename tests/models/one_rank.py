@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from headwater.feature_store.errors import JobError
 from headwater.models.batch import Batch
 from headwater.models.ctr.finalmlp import FinalMLPConfig
+from headwater.models.ctr.optembed_config import DeepFMBase, OptEmbedConfig
 from headwater.models.placement import plan as planning
 from headwater.models.strategy import OneLoss
 
@@ -47,6 +48,20 @@ def new_strategy(seed: int = 1, sparse_l2: float = 0.0) -> OneLoss:
         sparse_l2=sparse_l2,
         dense_lr=0.01,
         dense_l2=0.01,
+    )
+
+
+def new_pruned() -> OneLoss:
+    """Return what OptEmbed trains after its search: narrow tables, some of which lost rows."""
+    base = DeepFMBase(type="deepfm", embedding_dim=8, hidden=(16,))
+    names = [column.name for column in conftest.MIXED.columns]
+    config = OptEmbedConfig(
+        base=base,
+        dimensions=dict(zip(names, (4, 8, 4, 8, 4, 4), strict=True)),
+        kept_rows={"user.id": 9, "tags": 3, "city": 0},
+    )
+    return conftest._make_strategy(
+        "optembed", config=config, mode="fused", sparse_lr=0.05, dense_lr=0.01
     )
 
 
@@ -83,6 +98,7 @@ def run(folder: Path, sharding: str) -> dict[str, Any]:
     return {
         "losses": first + then,
         "losses_resumed": first + losses(resumed, range(4, 6)),
+        "losses_pruned": losses(new_pruned(), range(4)),
         "losses_l2": losses(new_strategy(sparse_l2=0.1), range(3)),
         "tables": {
             f"{slot} {name}": torch.from_numpy(table_ND)

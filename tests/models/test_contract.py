@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "cross": ("user.id", "tags"),
         "architecture": [{"columns": ("user.id", "tags"), "method": "factorise"}],
     },
+    "optembed": {"base": {"type": "deepfm", "embedding_dim": 8, "hidden": (32, 16)}},
     "finalmlp": {
         "embedding_dim": 8,
         "hidden_1": (32, 16),

@@ -104,13 +104,13 @@ def test_linear_layers_start_xavier_normal_with_zero_bias() -> None:
 
 
 def test_a_gate_lies_between_zero_and_two_and_follows_its_context() -> None:
-    gate = FeatureGate(3, 4, num_context=2, hidden=(8,))
-    values_BFD = gate(10 * torch.randn(5, 2, 4))
-    assert values_BFD.shape == (5, 3, 4)
-    assert ((values_BFD > 0) & (values_BFD < 2)).all()
-    assert not torch.allclose(values_BFD[0], values_BFD[1])
+    gate = FeatureGate(12, 4, num_context=2, hidden=(8,))
+    values_BE = gate(10 * torch.randn(5, 2, 4))
+    assert values_BE.shape == (5, 12)
+    assert ((values_BE > 0) & (values_BE < 2)).all()
+    assert not torch.allclose(values_BE[0], values_BE[1])
 
 
 def test_a_gate_without_context_starts_at_exactly_one() -> None:
-    gate = FeatureGate(3, 4, num_context=0, hidden=(8,))
-    torch.testing.assert_close(gate(), torch.ones(1, 3, 4), atol=0, rtol=0)
+    gate = FeatureGate(12, 4, num_context=0, hidden=(8,))
+    torch.testing.assert_close(gate(), torch.ones(1, 12), atol=0, rtol=0)

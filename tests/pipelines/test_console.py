@@ -51,6 +51,17 @@ def test_long_progress_writes_a_line_now_and_then(
     assert first.endswith(" rows/s")
 
 
+def test_a_line_of_unfinished_work_says_how_long_it_will_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+    with Progress("search", total=40, unit="candidates", closing=False) as bar:
+        bar._start_s -= 20
+        bar.advance(10)
+    line = capsys.readouterr().err.strip()
+    assert line == "search: 10 of 40 candidates (25 %), 0.5 candidates/s, 60 s left"
+
+
 def test_failed_work_writes_no_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="stop"), Progress("train"):
         raise ValueError("stop")

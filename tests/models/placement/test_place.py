@@ -67,6 +67,15 @@ def test_the_penalty_of_fused_rows_works_on_two_ranks(
     assert two["losses_l2"][1:] != pytest.approx(two["losses"][1:3], abs=1e-5)
 
 
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_pruned_tables_train_on_two_ranks_as_on_one(
+    runs: Callable[[int, str], dict[str, Any]], sharding: str
+) -> None:
+    one, two = runs(1, sharding), runs(2, sharding)
+    assert two["losses_pruned"] == pytest.approx(one["losses_pruned"], abs=2e-5)
+    assert one["losses_pruned"][-1] < one["losses_pruned"][0]
+
+
 @pytest.mark.parametrize("mode", ["dense", "lazy"])
 def test_plain_tables_refuse_more_than_one_rank(
     runs: Callable[[int, str], dict[str, Any]], mode: str

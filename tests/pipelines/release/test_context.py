@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from headwater.models.ctr.dcnv2 import DCNv2, DCNv2Config
 from headwater.models.ctr.dnn import DNN, DNNConfig
 from headwater.models.ctr.finalmlp import FinalMLP, FinalMLPConfig
+from headwater.models.ctr.optembed import OptEmbed
+from headwater.models.ctr.optembed_config import OptEmbedConfig
 from headwater.pipelines.release.context import SlotParts, split_context
 from headwater.pipelines.release.graph import dense_layers
 
@@ -123,19 +125,65 @@ def test_a_gate_of_the_context_has_one_row_and_one_of_candidates_many() -> None:
     assert sorted(run(found, feeds, gate).shape[0] for gate in gates) == [1, 7]
 
 
-class Joined(nn.Module):
-    """A layer over two slots side by side, which cannot be followed."""
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"type": "dnn", "hidden": (16,)},
+        {"type": "deepfm", "hidden": (16,)},
+        {"type": "dcnv2", "hidden": (16,)},
+        {"type": "finalmlp", "hidden_1": (20,), "hidden_2": (10,), "gate_hidden": (8,)},
+    ],
+    ids=["dnn", "deepfm", "dcnv2", "finalmlp"],
+)
+def test_slots_of_several_dimensions_are_followed_side_by_side(base: dict[str, Any]) -> None:
+    dimensions = {"a": 4, "b": 2, "c": 4, "d": 2, "e": 1, "f": 3}
+    config = OptEmbedConfig.model_validate(
+        {"base": {"embedding_dim": DIM, **base}, "dimensions": dimensions}
+    )
+    model = OptEmbed(config, num_features=6)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    # Of context alone, of both, of candidates alone.
+    parts = {
+        "emb_1": SlotParts(once=(0,), each=()),
+        "emb_2": SlotParts(once=(1,), each=(0,)),
+        "emb_3": SlotParts(once=(), each=(0,)),
+        "emb_4": SlotParts(once=(0,), each=(1,)),
+    }
+    dims = {name: (len(part.once) + len(part.each), int(name[4:])) for name, part in parts.items()}
+    if "first_BF1" in model.slots(config):
+        parts["first_BF1"] = SlotParts(once=(0, 3, 4), each=(1, 2, 5))
+        dims["first_BF1"] = (6, 1)
+    found = split_context(dense_layers(model.eval(), dims), parts)
+    onnx.checker.check_model(found, full_check=True)
+    random = np.random.default_rng(0)
+    values, feeds = {}, {}
+    for name, part in parts.items():
+        emb = random.normal(size=(7, *dims[name])).astype(np.float32)
+        values[name] = torch.from_numpy(repeated(emb, part.once))
+        if part.once and part.each:
+            feeds[f"{name}.once"] = values[name].numpy()[:1, list(part.once)]
+            feeds[f"{name}.each"] = values[name].numpy()[:, list(part.each)]
+        else:
+            feeds[name] = values[name].numpy()[: 1 if part.once else 7]
+    expected = model(**values).detach().numpy()
+    np.testing.assert_allclose(run(found, feeds), expected, atol=1e-5)
+    shares = [node.output[0] for node in found.graph.node if node.output[0].endswith("/once")]
+    if base["type"] != "dcnv2":
+        assert {run(found, feeds, name).shape[0] for name in shares if "/" in name} == {1}
+        assert any(node.op_type == "Gemm" and node.output[0] in shares for node in found.graph.node)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3 * DIM, 1)
+
+class Product(nn.Module):
+    """The inner products of two slots, which cannot be followed."""
 
     def forward(self, a_BFD: Tensor, b_BFD: Tensor) -> Tensor:
-        return self.layer(torch.cat([a_BFD, b_BFD], 1).flatten(1)).squeeze(1)
+        return torch.bmm(a_BFD, b_BFD.transpose(1, 2)).sum((1, 2))
 
 
 def test_what_is_not_followed_is_repeated_for_each_row() -> None:
-    model = Joined()
+    model = Product()
     parts = {"a_BFD": SlotParts((0,), ()), "b_BFD": SlotParts((), (0, 1))}
     a, b = embeddings(1, 1), embeddings(7, 2)
     found = run(split(model, parts), {"a_BFD": a, "b_BFD": b})

@@ -38,6 +38,27 @@ SMALL: dict[str, dict[str, Any]] = {
         "cross": ("user", "hour"),
         "architecture": [{"columns": ("user", "hour"), "method": "factorise"}],
     },
+    "optembed": {
+        "base": {
+            "type": "finalmlp",
+            "embedding_dim": 4,
+            "hidden_1": (20,),
+            "hidden_2": (10,),
+            "gate_hidden": (8,),
+            "gate_1_context": ("user", "price_z"),
+        },
+        "dimensions": {
+            "user": 2,
+            "tags": 4,
+            "city": 2,
+            "price_z": 2,
+            "price": 3,
+            "seen": 4,
+            "hour": 1,
+            "user_city": 3,
+        },
+        "kept_rows": {"user": 11, "tags": 3, "seen": 20, "user_city": 0},
+    },
     "finalmlp": {
         "embedding_dim": 4,
         "hidden_1": (20,),
