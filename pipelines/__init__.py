@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headwater.pipelines.reporting.report import write_report
     from headwater.pipelines.scoring.score import score
     from headwater.pipelines.training.train import train
+    from headwater.pipelines.tuning.tune import tune
 
 __all__ = [
     "Job",
@@ -37,6 +38,7 @@ __all__ = [
     "prepare",
     "score",
     "train",
+    "tune",
     "write_report",
 ]
 
@@ -49,6 +51,7 @@ _MODULE_OF = {
     "prepare": "preparing.prepare",
     "score": "scoring.score",
     "train": "training.train",
+    "tune": "tuning.tune",
     "write_report": "reporting.report",
 }
 

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "headwater.pipelines.commands.steps:search",
         "Search for a model's architecture, and stop there.",
     ),
+    "tune": ("headwater.pipelines.commands.tune:tune", "Search over settings of a job by trials."),
     "evaluate": ("headwater.pipelines.commands.steps:evaluate", "Measure a run on its test data."),
     "export": ("headwater.pipelines.commands.steps:export", "Write a run as a release."),
     "report": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +34,22 @@ def emit(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:
 def to_json(result: Mapping[str, Any]) -> str:
     """Return `result` as one line of JSON."""
     return msgspec.json.encode(dict(result), enc_hook=_plain).decode()
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as an indented table, numbers to the right, without columns that are empty."""
+    keys = [key for key in (rows[0] if rows else ()) if any(row[key] != "" for row in rows)]
+    cells = [[_cell(row[key]) for key in keys] for row in rows]
+    widths = [max(len(line[i]) for line in [keys, *cells]) for i in range(len(keys))]
+    right = [all(isinstance(row[key], int | float) for row in rows) for key in keys]
+    lines = [title]
+    for line in [keys, *cells]:
+        parts = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ]
+        lines.append("  " + "  ".join(parts).rstrip())
+    return "\n".join(lines)
 
 
 def note(text: str) -> None:
@@ -119,3 +135,7 @@ def _plain(value: object) -> object:
     if callable(item):
         return item()
     raise NotImplementedError(f"a result cannot hold {type(value).__name__}")
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The job file: five sections that declare data, features, model, training and export.
+"""The job file: sections that declare data, features, model, training, export and tuning.
 
 TOML in, frozen pydantic models out; every wrong key is reported at once with its path. Values come from
 defaults, then the file, then `--set key=value`.
@@ -28,6 +28,7 @@ from headwater.feature_store.errors import JobError
 from headwater.pipelines.arguments import checked, list_of, path_of
 from headwater.pipelines.job_errors import explain
 from headwater.pipelines.job_splits import Split
+from headwater.pipelines.job_tuning import Tune
 from headwater.serving.manifest import TableType
 
 if TYPE_CHECKING:
@@ -321,6 +322,8 @@ class Job(Config):
     """Training."""
     export: Export = Export()
     """Release."""
+    tune: Tune | None = None
+    """Search over settings, by `headwater tune`."""
 
 
 def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
@@ -360,6 +363,14 @@ def parse_job(values: Mapping[str, Any], source: str = "job") -> Job:
     except ValidationError as error:
         lines = [*explain(error, Job, values), *_model_problems(values.get("model"))]
         raise JobError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def with_values(job: Job, values: Mapping[str, Any]) -> Job:
+    """Return the job with other values of some keys, as `train.seed`; JobError where they make none."""
+    nested = job.model_dump(mode="json", exclude_none=True)
+    for key, value in values.items():
+        _put(nested, key, value, "job")
+    return parse_job(nested)
 
 
 def read_model(name: str, settings: Mapping[str, Any]) -> tuple[type[Model], ModelConfig]:
@@ -427,10 +438,15 @@ def _apply(values: dict[str, Any], override: str, flag: str) -> None:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    *parents, last = key.strip().split(".")
+    _put(values, key.strip(), value, f"{flag} {override!r}")
+
+
+def _put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set a key as `a.b` in nested dicts; JobError, which names `source`, where `a` is no table."""
+    *parents, last = key.split(".")
     table = values
     for depth, parent in enumerate(parents):
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise JobError(f"{flag} {override!r}: {'.'.join(parents[: depth + 1])} is not a table.")
+            raise JobError(f"{source}: {'.'.join(parents[: depth + 1])} is not a table.")
     table[last] = value

@@ -48,8 +48,9 @@ def explain(
             yield _line(item, place)
         elif place.path in expected:
             kinds = " or ".join(expected.pop(place.path))
-            # A list of which one entry is wrong is told by that entry.
-            if not any(other.path.startswith(f"{place.path}[") for _, other in found):
+            # A list or a table of which one entry is wrong is told by that entry.
+            inside = (f"{place.path}[", f"{place.path}.")
+            if not any(other.path.startswith(inside) for _, other in found):
                 yield f"{place.path}: expected {kinds}, found {_shown(item['input'])}."
 
 
@@ -75,7 +76,7 @@ def _locate(
         members, tag = _members(kind)
         is_alternative = len(members) > 1 and tag is None
         if len(members) > 1:
-            kind = next((each for each in members if part in _names(each, tag)), Any)
+            kind = next((each for each in members if _bare(part) in _names(each, tag)), Any)
             continue
         kind = members[0]
         if isinstance(part, int):
@@ -109,6 +110,13 @@ def _members(kind: Any, tag: str | None = None) -> tuple[list[Any], str | None]:
             inside, tag = _members(each, tag)
             members += inside
     return members, tag
+
+
+def _bare(part: int | str) -> int | str:
+    """Return pydantic's name of an alternative without the validators that it names around it."""
+    if isinstance(part, str) and part.startswith("function-"):
+        return part.rpartition(", ")[2].rstrip("]")
+    return part
 
 
 def _names(member: Any, tag: str | None) -> set[str]:

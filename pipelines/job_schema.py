@@ -29,6 +29,7 @@ from headwater.pipelines.job import (
     Train,
 )
 from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, RatioSplit, TimeSplit
+from headwater.pipelines.job_tuning import Range, Tune
 
 SCHEMA_NAME = "job.schema.json"
 PAGE_NAME = "job.md"
@@ -71,6 +72,8 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("`[train.sparse]`", "train.sparse", SparseOptimizer),
     ("`[train.dense]`", "train.dense", DenseOptimizer),
     ("`[export]`", "export", Export),
+    ("`[tune]`", "tune", Tune),
+    ("A range in `[tune.keys]`", "", Range),
 )
 """Heading, path in the file and model of every section, in the order of the page."""
 

@@ -15,16 +15,16 @@ from headwater.pipelines.ranks import Ranks, find_ranks
 
 
 def resolve(job: Job) -> Job:
-    """Return the job with what it leaves open: every setting of its model, how its tables learn.
+    """Return the job of one training, with what it leaves open: settings of its model, how tables learn.
 
-    JobError for a wrong `[model]` setting.
+    It has no `[tune]`. JobError for a wrong `[model]` setting.
     """
     _, config = job_model(job)
     mode, lr = how_tables_learn(job)
     sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
     monitor = job.train.monitor or family_of(job).monitor
     train = job.train.model_copy(update={"sparse": sparse, "monitor": monitor})
-    return with_model(job.model_copy(update={"train": train}), config)
+    return with_model(job.model_copy(update={"train": train, "tune": None}), config)
 
 
 def how_tables_learn(job: Job) -> tuple[Mode, float]:

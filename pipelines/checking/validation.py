@@ -19,6 +19,7 @@ from headwater.feature_store import fit
 from headwater.feature_store.encoders import Calendar, Codes, Column
 from headwater.feature_store.errors import InputError, JobError
 from headwater.feature_store.readings import Fail, read
+from headwater.pipelines.console import table
 from headwater.pipelines.data import columns
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.names import LABEL
@@ -27,6 +28,7 @@ from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.table import Table
 from headwater.pipelines.job import Job
 from headwater.pipelines.job_model import job_model
+from headwater.pipelines.job_tuning import Range, choice_text
 from headwater.pipelines.prepared import SplitName, time_text
 from headwater.pipelines.preparing import staging
 from headwater.pipelines.preparing.prepare import time_range_ms
@@ -42,6 +44,7 @@ from headwater.pipelines.rules.data import (
 )
 from headwater.pipelines.rules.release import context_problems, opset_problems
 from headwater.pipelines.rules.settings import setting_problems
+from headwater.pipelines.rules.tuning import tuning_problems
 
 T = TypeVar("T")
 
@@ -56,6 +59,8 @@ class Validation:
     """Raw columns that the release takes in: name, dtype, list, role and where it comes from."""
     splits: list[dict[str, Any]] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
+    tune: list[dict[str, Any]] = field(default_factory=list)
+    """Keys that `[tune]` searches, and over what."""
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], T]) -> T | None:
@@ -79,6 +84,7 @@ class Validation:
             "inputs": self.inputs,
             "splits": self.splits,
             "model": self.model,
+            "tune": self.tune,
             "notes": self.notes,
         }
 
@@ -87,18 +93,22 @@ class Validation:
         settings = [{"setting": key, "value": _plain(value)} for key, value in self.model.items()]
         parts = [
             f"{job}: valid",
-            _table("Features", self.features),
-            _table("What the release takes in", self.inputs),
-            _table("Splits", self.splits),
-            _table("Model", settings),
+            table("Features", self.features),
+            table("What the release takes in", self.inputs),
+            table("Splits", self.splits),
+            table("Model", settings),
         ]
+        if self.tune:
+            parts.append(table("What `headwater tune` searches", self.tune))
         return "\n\n".join(parts) + "".join(f"\n\nNote: {note}" for note in self.notes)
 
 
 def check_job(job: Job) -> Validation:
     """Return what is wrong with a job and its data, or else what the model and the release will see."""
-    result = Validation(setting_problems(job, find_ranks()))
+    ranks = find_ranks()
+    result = Validation([*setting_problems(job, ranks), *tuning_problems(job, ranks)])
     _describe_model(job, result)
+    result.tune = _searched(job)
     _check_columns(job, result)
     result.problems += _context_problems(job)
     if not result.problems:
@@ -132,6 +142,15 @@ def _describe_model(job: Job, result: Validation) -> None:
     found = result.attempt(lambda: job_model(job))
     if found is not None:
         result.model = {"type": job.model.type, **found[1].model_dump(mode="json")}
+
+
+def _searched(job: Job) -> list[dict[str, Any]]:
+    """Return the keys of `[tune]` with their values as text."""
+    found: list[dict[str, Any]] = []
+    for key, values in () if job.tune is None else job.tune.keys.items():
+        shown = values.text if isinstance(values, Range) else ", ".join(map(choice_text, values))
+        found.append({"key": key, "values": shown})
+    return found
 
 
 def _check_columns(job: Job, result: Validation) -> None:
@@ -291,23 +310,3 @@ def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_plain, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else f"{value}"
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> str:
-    """Return rows as an indented table, numbers to the right, without columns that are empty."""
-    keys = [key for key in (rows[0] if rows else ()) if any(row[key] != "" for row in rows)]
-    cells = [[_cell(row[key]) for key in keys] for row in rows]
-    widths = [max(len(line[i]) for line in [keys, *cells]) for i in range(len(keys))]
-    right = [all(isinstance(row[key], int | float) for row in rows) for key in keys]
-    lines = [title]
-    for line in [keys, *cells]:
-        parts = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ]
-        lines.append("  " + "  ".join(parts).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -177,8 +177,9 @@ def report(*runs: Path, json: AsJson = False) -> None:
     Parameters
     ----------
     runs
-        Run folders, or one job file (TOML): then its newest complete run. Of several, files among them
-        and runs that were not evaluated are left out, so that `runs/<job name>/*` may be given.
+        Run folders, or one job file (TOML): then its newest complete run. Of several, files among them,
+        folders of `headwater tune` and runs that were not evaluated are left out, so that
+        `runs/<job name>/*` may be given.
     """
     from headwater.pipelines import compare_runs, write_report
 
@@ -210,11 +211,11 @@ def _run_folder(path: Path) -> Path:
 
 def _evaluated(paths: Sequence[Path]) -> list[Path]:
     """Return the runs that can be compared; RunError where there is none."""
-    from headwater.pipelines.runs.run import EVALUATION
+    from headwater.pipelines.runs.run import EVALUATION, TUNING
 
     chosen: list[Path] = []
     for path in paths:
-        if path.is_file():
+        if path.is_file() or (path / TUNING).is_file():
             continue
         if (path / "job.toml").is_file() and not (path / EVALUATION).is_file():
             note(

@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
@@ -22,6 +24,7 @@ from headwater.pipelines.evaluation.records import ClickSplit, Histogram
 from headwater.pipelines.runs.records import Epoch
 
 COLORS = {"train": "#8a8f98", "valid": "#1f6feb", "test": "#d9480f"}
+_TICK_CHARS = 16
 CYCLE = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#a67c00", "#c2255c", "#495057")
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -62,8 +65,7 @@ def learning_curves(history: Sequence[Epoch], best_epoch: int | None) -> str:
         _line(rate, epochs, [row.lr_sparse for row in history], "embedding tables", "#9c36b5")
         _line(rate, epochs, [row.lr_dense for row in history], "other weights", "#0b7285")
         rate.set_yscale("log")
-        rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        rate.yaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(rate.yaxis)
         for axes in (loss, auc, rate):
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -157,6 +159,86 @@ def overlay(histories: Mapping[str, Sequence[Epoch]], labels: Mapping[str, str])
             _legend(axes, "best")
 
     return _svg(draw, width=11, height=3.6)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPoint:
+    """A trial of a tuning with the metric that it reached."""
+
+    number: int
+    metric: float
+    is_complete: bool
+    best: float | None
+    """The best metric of complete trials up to this one."""
+    places: Mapping[str, float]
+    """Place of its value on the axis of each key."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAxis:
+    """The axis of a searched key."""
+
+    scale: Literal["linear", "log"] = "linear"
+    ticks: Sequence[str] = ()
+    """Names of the places 0, 1, .. of choices; none for numbers."""
+
+
+def trials(points: Sequence[TrialPoint], label: str) -> str:
+    """Return the metric by trial, hollow where it was pruned, and the best so far."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _dots(axes, points, lambda point: point.number)
+        best = [(point.number, point.best) for point in points if point.best is not None]
+        numbers, values = [each[0] for each in best], [each[1] for each in best]
+        axes.step(numbers, values, where="post", color=COLORS["test"], label="best so far")
+        axes.set(title="Trials", xlabel="trial", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes, "best")
+
+    return _svg(draw, width=11, height=3.4)
+
+
+def trial_values(points: Sequence[TrialPoint], key: str, axis: KeyAxis, label: str) -> str:
+    """Return the metric of trials against the values of a key."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _dots(axes, points, lambda point: point.places[key])
+        axes.set(title=key, ylabel=label, xscale=axis.scale)
+        if axis.scale == "log":
+            _plain_numbers(axes.xaxis)
+        if axis.ticks:
+            axes.set_xticks(range(len(axis.ticks)), [_short(tick) for tick in axis.ticks])
+            axes.set_xlim(-0.5, len(axis.ticks) - 0.5)
+
+    return _svg(draw, width=3.9, height=3)
+
+
+def _dots(axes: Axes, points: Sequence[TrialPoint], place: Callable[[TrialPoint], float]) -> None:
+    for is_complete, name in ((True, "complete"), (False, "pruned")):
+        shown = [point for point in points if point.is_complete is is_complete]
+        if shown:
+            axes.plot(
+                [place(point) for point in shown],
+                [point.metric for point in shown],
+                linestyle="",
+                marker="o",
+                markersize=5,
+                color=COLORS["valid" if is_complete else "train"],
+                fillstyle="full" if is_complete else "none",
+                label=name,
+            )
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label the powers of ten of a logarithmic axis by numbers, as mathematics is not read."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TICK_CHARS else f"{text[:_TICK_CHARS]}.."
 
 
 def _metric(history: Sequence[Epoch], name: str) -> list[float | None]:

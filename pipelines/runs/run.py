@@ -35,6 +35,8 @@ from headwater.pipelines.runs.checkpoint import CHECKPOINT
 from headwater.pipelines.runs.records import RunMetrics, read_run_metrics
 
 RUNS = Path("runs")
+TUNING = "tune.toml"
+"""File of a folder of trials, which lies among the runs of its job and is none of them."""
 METRICS = "metrics.json"
 MODEL = "model.toml"
 ARCHITECTURE = "architecture.toml"
@@ -90,15 +92,7 @@ class Run:
 
         What torchrun started lives on when torchrun itself is killed, and would go on writing here.
         """
-        with ExitStack() as stack:
-            with writing(self.path):
-                try:
-                    stack.enter_context(locked(self.path, wait=False))
-                except BlockingIOError:
-                    raise RunError(
-                        f"{self.path}: another process is training it. "
-                        "Wait for its end, or stop it first."
-                    ) from None
+        with alone_in(self.path, "training"):
             yield
 
     @property
@@ -133,9 +127,28 @@ class Run:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@contextmanager
+def alone_in(folder: Path, work: str) -> Generator[None]:
+    """Keep other processes from the same work in a folder; RunError where one is at it."""
+    with ExitStack() as stack:
+        with writing(folder):
+            try:
+                stack.enter_context(locked(folder, wait=False))
+            except BlockingIOError:
+                raise RunError(
+                    f"{folder}: another process is {work} it. Wait for its end, or stop it first."
+                ) from None
+        yield
+
+
 def create_run(job: Job, root: Path = RUNS) -> Run:
     """Make the folder of a new run, named by the present time, with the resolved job in it."""
-    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return Run(new_folder(job, root, "", "job.toml"), job)
+
+
+def new_folder(job: Job, root: Path, prefix: str, file: str) -> Path:
+    """Make a folder among a job's runs, named by `prefix` and the present time, with the job in `file`."""
+    name = prefix + datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     path = root / job.name / name
     with writing(path):
         attempt = 1
@@ -147,11 +160,11 @@ def create_run(job: Job, root: Path = RUNS) -> Run:
                 attempt += 1
                 path = root / job.name / f"{name}-{attempt}"
     try:
-        write_whole(path / "job.toml", dump_job(job).encode())
+        write_whole(path / file, dump_job(job).encode())
     except OutputError:
         path.rmdir()
         raise
-    return Run(path, job)
+    return path
 
 
 def open_run(path: Path | str) -> Run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 LOG_STEPS = 100
 """Steps between two lines of `log.jsonl`."""
+
+AfterEpoch = Callable[[Sequence[Epoch]], None]
+"""Takes all epochs that are done, after each one and before its checkpoint; what it raises ends training."""
 
 
 @dataclass(slots=True)
@@ -84,11 +87,13 @@ class Loop:
         folder: Path,
         keep: Keep = "best",
         epochs: int | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> None:
         """Prepare to train; checkpoints go to `folder`, events to the log of `run`.
 
         With `epochs` it trains for just so many, at the same learning rates, whatever validation says.
         """
+        self.after_epoch = after_epoch
         self.job, self.settings, self.prepared, self.run = job, job.train, prepared, run
         self.strategy, self.placement, self.ranks = strategy, strategy.placement, ranks
         self.device = self.placement.device
@@ -205,7 +210,12 @@ class Loop:
             history=[*done.history, record],
         )
         self.loss_sum.zero_()
+        self._tell_epochs()
         self._save(best=improved or self.keep == "last")
+
+    def _tell_epochs(self) -> None:
+        if self.after_epoch is not None:
+            self.after_epoch(self.history)
 
     def _evaluate(self) -> dict[str, float]:
         if self.ranks.world_size > 1:
@@ -329,6 +339,8 @@ class Loop:
         self.loss_sum.fill_(self.at.loss_sum)
         _set_generators(rest["generators"][self.ranks.rank], self.device)
         self._log("training resumed", step=self.at.step, epoch=self.at.epoch)
+        if self.history:
+            self._tell_epochs()
 
     # Parts of a step
 

@@ -29,7 +29,7 @@ from headwater.pipelines.ranks import Ranks, shared
 from headwater.pipelines.resolved import how_tables_learn, job_network, learn_settings
 from headwater.pipelines.runs.checkpoint import CHECKPOINT, Checkpoints
 from headwater.pipelines.runs.run import PHASES, Run
-from headwater.pipelines.training.loop import Loop
+from headwater.pipelines.training.loop import AfterEpoch, Loop
 
 if TYPE_CHECKING:
     from headwater.feature_store.encoders import Declared
@@ -56,6 +56,8 @@ class Training:
     """The model's settings in the job."""
     phases: tuple[Phase, ...]
     """Phases that the model declares."""
+    after_epoch: AfterEpoch | None = None
+    """Called after each epoch of the last phase."""
 
     def is_last(self, number: int) -> bool:
         """Return whether a phase, by its number from 0, trains the network of the run."""
@@ -172,6 +174,7 @@ class TrainingStage:
             folder=self.folder,
             keep=keep,
             epochs=epochs,
+            after_epoch=training.after_epoch if training.is_last(self.number) else None,
         )
         if self.resumes:
             loop.resume()

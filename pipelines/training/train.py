@@ -24,7 +24,7 @@ from headwater.pipelines.rules.settings import setting_problems
 from headwater.pipelines.runs.records import RunMetrics
 from headwater.pipelines.runs.run import METRICS, RUNS, Run, as_run, create_run
 from headwater.pipelines.training.denormals import flush_denormals
-from headwater.pipelines.training.loop import Loop
+from headwater.pipelines.training.loop import AfterEpoch, Loop
 from headwater.pipelines.training.stage import Training, data_of, open_split, run_phases
 
 
@@ -37,6 +37,7 @@ def train(
     resume: bool = False,
     runs: Path | str = RUNS,
     search_only: bool = False,
+    after_epoch: AfterEpoch | None = None,
 ) -> Run:
     """Train a job's model on its prepared data and return the complete run.
 
@@ -51,6 +52,8 @@ def train(
     search_only
         Stop before the last phase, which trains the network of the run: what the phases before it found is
         in their folders, and `resume` goes on. JobError for a model that has nothing to search for.
+    after_epoch
+        Called after each epoch of the last phase, with all that are done; what it raises ends training.
 
     Raises JobError for a setting that cannot train here, DataError where training rows are too few for a
     step or validation rows have one class only, RunError where `run` does not fit or another process
@@ -98,7 +101,9 @@ def train(
         job = resolve(job)
         run = shared(create_run(job, runs) if ranks.is_first else None, ranks)
     with run.training() if ranks.is_first else nullcontext():
-        training = Training(job, prepared, examples, run, device, ranks, config, phases)
+        training = Training(
+            job, prepared, examples, run, device, ranks, config, phases, after_epoch
+        )
         try:
             ended = run_phases(training, resume=resume, search_only=search_only)
         except KeyboardInterrupt:
