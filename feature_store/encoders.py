@@ -10,6 +10,7 @@ class here and a line in `ENCODERS` and `Encoder`.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -105,10 +106,6 @@ class Counted(Declared):
     max_size: int | None = Field(default=None, gt=0, le=CODE_LIMIT)
     """Keep at most so many of them, the most frequent."""
 
-    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
-        """Return the count of each key."""
-        return count_values(values)
-
     def relevant(self, summed: pl.LazyFrame, /) -> pl.LazyFrame:
         """Return the keys that are frequent enough."""
         return summed.filter(pl.col("count") >= self.min_count)
@@ -116,7 +113,7 @@ class Counted(Declared):
     def program(self, learned: pl.DataFrame | None, /) -> Program:
         """Look keys up, the most frequent first; of a crossed feature `fit` puts a Cross step before it."""
         keys = frequent(learned, self.min_count, self.max_size)
-        return (fs.Lookup(keys=tuple(keys)), fs.Missing()), fs.FIRST_CODE + len(keys)
+        return (fs.Lookup(keys=keys), fs.Missing()), fs.FIRST_CODE + len(keys)
 
 
 class Vocabulary(Counted, Codes):
@@ -125,6 +122,10 @@ class Vocabulary(Counted, Codes):
     encoder: Literal["vocabulary"] = "vocabulary"
 
     accepts: ClassVar[tuple[fs.Dtype, ...]] = ("int64", "string")
+
+    def partial(self, values: pl.LazyFrame, /) -> pl.LazyFrame:
+        """Return the count of each value."""
+        return count_values(values)
 
 
 class Hashed(Codes):
@@ -261,7 +262,10 @@ class Calendar(Codes):
 
 
 class Crossed(Counted):
-    """A code for each combination of other features' codes in training; missing where one is."""
+    """A code for each combination of other features' codes in training; missing where one is.
+
+    `crosses` counts the combinations, from codes that it shares with other crossed features.
+    """
 
     encoder: Literal["crossed"] = "crossed"
     columns: list[str] = Field(min_length=2)
@@ -302,7 +306,8 @@ def frequent(
     """Return at most `max_size` keys of at least `min_count`, by count, ties by key."""
     kept = _required(learned).filter(pl.col("count") >= min_count)
     kept = kept.sort("count", "key", descending=[True, False])
-    return (kept if max_size is None else kept.head(max_size)).get_column("key").to_list()
+    keys = (kept if max_size is None else kept.head(max_size)).get_column("key")
+    return array("q", keys.to_numpy().tobytes()) if keys.dtype == pl.Int64 else keys.to_list()
 
 
 def _required(learned: pl.DataFrame | None) -> pl.DataFrame:

@@ -15,7 +15,7 @@
 A message says where, what was found, what was expected, and the remedy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -71,3 +71,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the sentence that names the nearest known name, to follow another; '' where none is near."""
     near = get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def largest(counts: Mapping[str, int]) -> str:
+    """Return the names of the three largest counts, quoted, each with its count."""
+    descending = sorted(counts.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{name!r} {count:,}" for name, count in descending)

@@ -10,22 +10,29 @@ Memory is bounded by the distinct values of one feature, not by rows.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import polars as pl
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store.convert import element_type
+from headwater.feature_store.crosses import CodesOnDisk, count
 from headwater.feature_store.encoders import Calendar, Codes, Column, Crossed, Declared
-from headwater.feature_store.errors import DataError, FeatureError
+from headwater.feature_store.errors import DataError, FeatureError, largest
 from headwater.feature_store.normalise import (
     infer_dtype,
     missing_column,
     named,
     normal_form,
 )
-from headwater.feature_store.polars_compiler import combine, encode, split
+from headwater.feature_store.polars_compiler import encode, split
 
 MAX_STRING_KEYS = 1_000_000
 """String keys of all vocabularies together: a million take a serving process 0.44 GB."""
@@ -40,6 +47,9 @@ _TENSORS = {
 Partial = Mapping[str, pl.DataFrame]
 """Counts or sums of some rows, by feature: a column `key`, and integer columns that add up."""
 
+COLUMNS_AT_ONCE = 8
+"""Columns that are encoded together for crosses: rows are read again for others."""
+
 _NOTHING = fs.Schema(raw=(), columns=())
 
 
@@ -49,13 +59,16 @@ def fit(
     dtypes: Mapping[str, fs.RawColumn],
     *,
     together: pl.LazyFrame | None = None,
+    workspace: Path | None = None,
 ) -> fs.Schema:
     """Return the schema that training rows teach the encoders.
 
     `dtypes` has each raw column by name, as `raw_columns` gives them; `together` is all fragments
     as one frame, where the caller has a better one than their concatenation. Features are fitted
-    one after the other, each from the columns that it reads. Raises FeatureError where an encoder
-    cannot take its column, DataError where rows are not in normal form.
+    one after the other, each from the columns that it reads; crossed ones from codes that lie in
+    `workspace` meanwhile (else in the system's temporary folder), 4 bytes a row and combined
+    column. Raises FeatureError where an encoder cannot take its column, DataError where rows are
+    not in normal form.
     """
     if not fragments:
         raise DataError("no rows to fit the features on: the training data is empty.")
@@ -63,12 +76,43 @@ def fit(
     whole = [pl.concat(fragments) if together is None else together]
     schema = _NOTHING
     while len(schema.columns) < len(encoders):
+        crossed: list[Crossed] = []
         for encoder in next_pass(encoders, schema):
+            if isinstance(encoder, Crossed):
+                crossed.append(encoder)
+                continue
             if encoder.by_fragment:
                 parts = [partial([encoder], each, dtypes, schema) for each in fragments]
             else:
                 parts = [partial([encoder], each, dtypes, schema, complete=True) for each in whole]
             schema = finish(encoders, [encoder], merge(parts), dtypes, schema)
+        if crossed:
+            schema = _fit_crossed(encoders, crossed, fragments, dtypes, schema, workspace)
+    return schema
+
+
+def _fit_crossed(
+    encoders: Sequence[Declared],
+    crossed: Sequence[Crossed],
+    fragments: Sequence[pl.LazyFrame],
+    dtypes: Mapping[str, fs.RawColumn],
+    schema: fs.Schema,
+    workspace: Path | None,
+) -> fs.Schema:
+    """Return `schema` and crossed columns, fitted in one pass over the rows."""
+    fitted = {column.name: column for column in schema.columns}
+    queries = _code_queries(crossed, schema)
+    with TemporaryDirectory(dir=workspace) as folder:
+        disk = CodesOnDisk(Path(folder))
+        for fragment in fragments:
+            for codes in _codes(queries, fragment, schema):
+                disk.add(codes)
+        for encoder in crossed:
+            step = _cross(encoder, fitted)
+            chunks = functools.partial(disk.chunks, encoder.columns)
+            counts = count(chunks, step, encoder.min_count)
+            learned = merge({encoder.name: each} for each in counts)
+            schema = finish(encoders, [encoder], learned, dtypes, schema)
     return schema
 
 
@@ -96,15 +140,58 @@ def partial(
     `schema` has the columns that crossed ones among `encoders` combine. A `complete` fragment is all
     there is: what can no longer count is left out.
     """
-    needed = _raw_of(encoders, dtypes) | {column.name: column for column in schema.raw}
-    rows = _in_normal_form(fragment, needed.values())
+    rows = _in_normal_form(fragment, _raw_of(encoders, dtypes).values())
     queries: dict[str, pl.LazyFrame] = {}
+    crossed: list[Crossed] = []
     for encoder in encoders:
-        query = encoder.partial(_values(encoder, rows, dtypes, schema))
-        if query is not None:
-            queries[encoder.name] = encoder.relevant(query) if complete else query
+        if isinstance(encoder, Column):
+            query = encoder.partial(_values(encoder, rows, dtypes))
+            if query is not None:
+                queries[encoder.name] = encoder.relevant(query) if complete else query
+        elif isinstance(encoder, Crossed):
+            crossed.append(encoder)
     frames = pl.collect_all(list(queries.values()), engine="streaming")
-    return dict(zip(queries, frames, strict=True))
+    learned = dict(zip(queries, frames, strict=True))
+    if crossed:
+        fitted = {column.name: column for column in schema.columns}
+        codes: dict[str, NDArray[np.int32]] = {}
+        for some in _codes(_code_queries(crossed, schema), fragment, schema):
+            codes |= some
+        for encoder in crossed:
+            chunks = [[codes[name] for name in encoder.columns]]
+            (learned[encoder.name],) = count(lambda chunks=chunks: chunks, _cross(encoder, fitted))
+    return learned
+
+
+def _code_queries(crossed: Sequence[Crossed], schema: fs.Schema) -> list[list[pl.Expr]]:
+    """Return expressions of the codes that crossed columns combine, a few columns together."""
+    combined = {name for encoder in crossed for name in encoder.columns}
+    needed = set(combined)
+    for column in reversed(schema.columns):
+        if column.is_crossed and column.name in needed:
+            needed.update(column.inputs)
+    columns = tuple(column for column in schema.columns if column.name in needed)
+    expressions = [
+        expression
+        for column, expression in zip(
+            columns, encode(replace(schema, columns=columns)), strict=True
+        )
+        if column.name in combined
+    ]
+    return [
+        expressions[start : start + COLUMNS_AT_ONCE]
+        for start in range(0, len(expressions), COLUMNS_AT_ONCE)
+    ]
+
+
+def _codes(
+    queries: Iterable[Sequence[pl.Expr]], fragment: pl.LazyFrame, schema: fs.Schema
+) -> Iterator[dict[str, NDArray[np.int32]]]:
+    """Yield the codes that each query gives of the rows of a fragment, by column."""
+    rows = _in_normal_form(fragment, schema.raw)
+    for expressions in queries:
+        frame = rows.select(expressions).collect(engine="streaming")
+        yield {column.name: column.to_numpy() for column in frame}
 
 
 def merge(partials: Iterable[Partial]) -> Partial:
@@ -283,11 +370,9 @@ def _check_string_keys(schema: fs.Schema) -> None:
         if isinstance(step, fs.Lookup) and step.keys and isinstance(step.keys[0], str)
     }
     if sum(counts.values()) > MAX_STRING_KEYS:
-        largest = sorted(counts.items(), key=lambda item: -item[1])[:3]
-        named = ", ".join(f"{name!r} {count:,}" for name, count in largest)
         raise FeatureError(
             f"vocabularies hold {sum(counts.values()):,} text values, a release at most "
-            f'{MAX_STRING_KEYS:,}; the largest: {named}. Use encoder = "hashed", a higher '
+            f'{MAX_STRING_KEYS:,}; the largest: {largest(counts)}. Use encoder = "hashed", a higher '
             f"`min_count` or a `max_size` there, or integer ids, which have no such limit."
         )
 
@@ -318,24 +403,15 @@ def _in_normal_form(rows: pl.LazyFrame, raw: Iterable[fs.RawColumn]) -> pl.LazyF
 
 
 def _values(
-    encoder: Declared,
-    rows: pl.LazyFrame,
-    dtypes: Mapping[str, fs.RawColumn],
-    schema: fs.Schema,
+    encoder: Column, rows: pl.LazyFrame, dtypes: Mapping[str, fs.RawColumn]
 ) -> pl.LazyFrame:
-    """Return the column `value` of all values, or combinations of codes, that are not missing."""
-    if isinstance(encoder, Column):
-        raw = dtypes[encoder.inputs[0]]
-        value = named(raw.name)
-        if isinstance(encoder, Codes) and encoder.separator is not None:
-            value = split(value, encoder.separator)
-        is_list = _is_list(encoder, raw)
-        return rows.select((value.explode() if is_list else value).alias("value")).drop_nulls()
-    expressions = dict(zip((each.name for each in schema.columns), encode(schema), strict=True))
-    cross = _cross(encoder, {column.name: column for column in schema.columns})
-    codes = [expressions[name] for name in encoder.inputs]
-    combined = rows.select(combine(codes, cross).alias("value"))
-    return combined.filter(pl.col("value") != fs.INT64_MIN)
+    """Return the column `value` of all values that are not missing."""
+    raw = dtypes[encoder.inputs[0]]
+    value = named(raw.name)
+    if isinstance(encoder, Codes) and encoder.separator is not None:
+        value = split(value, encoder.separator)
+    is_list = _is_list(encoder, raw)
+    return rows.select((value.explode() if is_list else value).alias("value")).drop_nulls()
 
 
 def reading_steps(encoder: Column, raw: fs.RawColumn) -> tuple[fs.Step, ...]:

@@ -12,19 +12,25 @@ codes.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 
 import numpy as np
+from numpy.typing import ArrayLike
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 from headwater.feature_store import onnx_times
 from headwater.feature_store import schema as fs
 from headwater.feature_store.dtypes import DTYPES
+from headwater.feature_store.errors import FeatureError, largest
 from headwater.feature_store.onnx_graph import LEAST_OPSET, EncoderGraph, Tensor, free_prefix
 
 COMPARED_EDGES = 128
 """Up to so many edges are compared one and all; more take a binary search."""
+
+MAX_INTEGER_KEYS = (2**31 - 2**26) // 16
+"""A key and its code take 16 bytes, and a graph with its keys, one message of Protobuf, less than 2 GiB."""
 
 Dim = str | int
 
@@ -34,8 +40,9 @@ def encoders_graph(schema: fs.Schema, batch: Mapping[str, Dim] | None = None) ->
 
     `batch` gives the first dimension of raw inputs by name: a symbol, or 1 for context that a
     request gives once; "N" where it says nothing. A crossed column has the rows of its inputs that
-    are not 1.
+    are not 1. FeatureError where the keys are more than a graph can hold.
     """
+    _check_integer_keys(schema)
     batch = batch or {}
     graph = EncoderGraph(free_prefix("encode/", [column.name for column in schema.raw]))
     raw = {column.name: column for column in schema.raw}
@@ -97,6 +104,21 @@ def least_opset(steps: Iterable[fs.Step]) -> int:
     return 20 if any(isinstance(step, fs.Split | fs.Time) for step in steps) else LEAST_OPSET
 
 
+def _check_integer_keys(schema: fs.Schema) -> None:
+    counts = {
+        column.name: len(step.keys)
+        for column in schema.columns
+        for step in column.steps
+        if isinstance(step, fs.Lookup) and isinstance(step.keys, array)
+    }
+    if sum(counts.values()) > MAX_INTEGER_KEYS:
+        raise FeatureError(
+            f"vocabularies hold {sum(counts.values()):,} integers and combinations, a release at most "
+            f"{MAX_INTEGER_KEYS:,}, since a graph is a file below 2 GiB; the largest: {largest(counts)}. "
+            f"Set a higher `min_count` or a `max_size` there, or leave crossed features out."
+        )
+
+
 def _split(graph: EncoderGraph, text: Tensor, step: fs.Split) -> tuple[Tensor, Tensor]:
     """Return the parts of each text, [N, L] filled up with '', and how many there are, [N, 1]."""
     flat = graph.add("Reshape", text, graph.constant([-1]), element=TensorProto.STRING)
@@ -137,7 +159,7 @@ def _label(
     graph: EncoderGraph,
     value: Tensor,
     keys: Sequence[int | str],
-    codes: Sequence[int],
+    codes: ArrayLike,
     default: int,
 ) -> Tensor:
     """Add a LabelEncoder from int64 or string to int64."""
@@ -161,13 +183,13 @@ def _key_tensor(keys: Sequence[int | str], element: int) -> TensorProto:
 
 
 def _lookup(graph: EncoderGraph, value: Tensor, step: fs.Lookup) -> Tensor:
-    keys: Sequence[int | str] = step.keys
-    codes = step.codes or range(fs.FIRST_CODE, fs.FIRST_CODE + len(keys))
+    keys = step.keys
+    codes = step.codes or np.arange(fs.FIRST_CODE, fs.FIRST_CODE + len(keys))
     if not keys:
         # LabelEncoder wants a key: the missing value, which is as unknown as all others.
         keys = [fs.INT64_MIN if value.element == TensorProto.INT64 else ""]
         codes = [fs.UNKNOWN_CODE]
-    return _label(graph, value, keys, list(codes), default=fs.UNKNOWN_CODE)
+    return _label(graph, value, keys, codes, default=fs.UNKNOWN_CODE)
 
 
 def _edges(graph: EncoderGraph, value: Tensor, step: fs.Edges) -> Tensor:

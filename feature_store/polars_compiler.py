@@ -8,15 +8,16 @@ and the streaming engine.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import polars as pl
 import polars_hash
 
 from headwater.feature_store import schema as fs
 from headwater.feature_store import times
 from headwater.feature_store.dtypes import DTYPES
+from headwater.feature_store.lookups import DenseTable, HashTable, integer_table
 from headwater.feature_store.normalise import named
 
 
@@ -115,12 +116,8 @@ def _is_missing(wire: pl.Expr, dtype: fs.Dtype) -> pl.Expr:
 
 
 def _lookup(value: pl.Expr, step: fs.Lookup) -> pl.Expr:
-    table = _dense_table(step)
-    if table is not None:
-        below, codes = table
-        # Clipped to one place beside the keys at either end, which is unknown.
-        position = value.clip(below, below + len(codes) - 1) - below
-        return pl.lit(codes).gather(position.cast(pl.UInt32))
+    if isinstance(step.keys, array):
+        return _lookup_integers(value, integer_table(step))
     # An Enum is one hash table for all morsels; replace_strict holds whole columns when it streams.
     keys = pl.Enum([str(key) for key in step.keys])
     # The physical type is as narrow as the keys allow (UInt8 and up): widen before adding.
@@ -132,22 +129,16 @@ def _lookup(value: pl.Expr, step: fs.Lookup) -> pl.Expr:
     return code.fill_null(fs.UNKNOWN_CODE)
 
 
-def _dense_table(step: fs.Lookup) -> tuple[int, pl.Series] | None:
-    """Return the integer below the least key, and the codes from it to the one above the largest.
+def _lookup_integers(value: pl.Expr, table: DenseTable | HashTable) -> pl.Expr:
+    if isinstance(table, DenseTable):
+        position = value.clip(table.below, table.last) - table.below
+        return pl.lit(pl.Series(table.codes)).gather(position.cast(pl.UInt32))
 
-    None where the keys do not lie close together; where they do, this costs a tenth of an Enum.
-    """
-    if not step.keys or not isinstance(step.keys[0], int):
-        return None
-    keys = np.array(step.keys, np.int64)
-    below, above = int(keys.min()) - 1, int(keys.max()) + 1
-    # Of integers within 32 bits: an interval's number, too, has a place beside it.
-    if above - below > max(4 * len(keys), 1024) or max(-below, above) >= 2**31:
-        return None
-    codes = np.full(above - below + 1, fs.UNKNOWN_CODE, np.int32)
-    own = np.arange(len(keys)) + fs.FIRST_CODE if step.codes is None else np.array(step.codes)
-    codes[keys - below] = own
-    return below, pl.Series(codes)
+    def codes(values: pl.Series) -> pl.Series:
+        # Polars puts a null where a condition around the lookup does without its code.
+        return pl.Series(values.name, table(values.fill_null(fs.INT64_MIN).to_numpy()))
+
+    return value.map_batches(codes, return_dtype=pl.Int32(), is_elementwise=True)
 
 
 def _edges(value: pl.Expr, step: fs.Edges) -> pl.Expr:

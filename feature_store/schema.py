@@ -1,8 +1,8 @@
 """Fitted features: raw columns, programs of primitives, and the schema that joins them.
 
 Light on purpose: only msgspec and the standard library, so that the online service reads the same
-types without polars, pyarrow or onnx. A schema is a JSON file; everything learned by `fit` is in
-it.
+types without polars, pyarrow or onnx. Everything learned by `fit` is in a schema, and
+`schema_file` keeps it.
 
 Codes (int32): 0 = missing or padding, 1 = unknown, values from 2. Missing on the wire and in the
 graph: NaN (double), '' (string), INT64_MIN (int64).
@@ -11,18 +11,20 @@ graph: NaN (double), '' (string), INT64_MIN (int64).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import msgspec
+from msgspec.structs import force_setattr
 
 Dtype = Literal["int64", "double", "string"]
 INT64_MIN = -(2**63)
 MISSING_CODE = 0
 UNKNOWN_CODE = 1
 FIRST_CODE = 2
+_KEYS_AT_ONCE = 1 << 16
 
 
 class RawColumn(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +59,19 @@ class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
     """int64 or string to code: the position of the value in `keys` plus 2; 1 where it is not there.
 
     With `codes` (same length as `keys`), the code is `codes[position]`: several keys may share one.
-    Keys are all integers or all strings, unique, and never the missing value of their type.
+    Keys are all integers or all strings, unique, and never the missing value of their type. Integers
+    are kept in an `array` of int64: objects would take ten times the memory.
     """
 
-    keys: tuple[int | str, ...]
+    keys: Sequence[int | str]
     codes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        keys = self.keys
+        if not isinstance(keys, array):
+            is_text = not keys or isinstance(keys[0], str)
+            kept = tuple(keys) if is_text else array("q", cast("Sequence[int]", keys))
+            force_setattr(self, "keys", kept)
 
 
 class Edges(msgspec.Struct, frozen=True, tag="edges"):
@@ -165,6 +175,11 @@ class EncodedColumn(msgspec.Struct, frozen=True, kw_only=True):
         return self.cardinality == 0
 
     @property
+    def is_crossed(self) -> bool:
+        """True where the inputs are encoded columns, False where they are raw ones."""
+        return isinstance(self.steps[0], Cross)
+
+    @property
     def separator(self) -> str | None:
         """The separator at which the program splits its text, None where it reads the column as it is."""
         first = self.steps[0]
@@ -180,7 +195,17 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def hash(self) -> str:
         """Hex SHA-256 of the canonical JSON: equal hashes mean equal codes for every input."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        digest = hashlib.sha256()
+        for part in self.json():
+            digest.update(part)
+        return digest.hexdigest()
+
+    def json(self) -> Iterator[bytes]:
+        """Yield the canonical JSON, with all keys in it, a column at a time."""
+        yield b'{"raw":' + msgspec.json.encode(self.raw) + b',"columns":['
+        for position, column in enumerate(self.columns):
+            yield (b"," if position else b"") + msgspec.json.encode(column, enc_hook=_array_json)
+        yield b"]}"
 
     @property
     def codes(self) -> tuple[EncodedColumn, ...]:
@@ -205,11 +230,10 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             start += column.length
 
 
-def read_schema(path: Path) -> Schema:
-    """Return the schema in a JSON file; msgspec's error names the path inside it."""
-    return msgspec.json.decode(path.read_bytes(), type=Schema)
-
-
-def write_schema(schema: Schema, path: Path) -> None:
-    """Write the canonical JSON, which is what `Schema.hash` hashes."""
-    path.write_bytes(msgspec.json.encode(schema))
+def _array_json(keys: object) -> msgspec.Raw:
+    """Return the JSON of the keys of a Lookup, made of a few at a time."""
+    assert isinstance(keys, array), "msgspec encodes all but arrays"
+    parts = (keys[start : start + _KEYS_AT_ONCE] for start in range(0, len(keys), _KEYS_AT_ONCE))
+    return msgspec.Raw(
+        b"[" + b",".join(msgspec.json.encode(part.tolist())[1:-1] for part in parts) + b"]"
+    )

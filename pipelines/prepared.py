@@ -1,8 +1,9 @@
 """Prepared data: encoded shards of each split, the schema that encoded them, and what is known of the rows.
 
 prepared/<key>/
-    prepared.json       what made it, and the SHA-256 of every file below but the shards
+    prepared.json       what made it, and the SHA-256 of every file below but vocabularies and shards
     schema.json         the fitted features
+    keys-*.arrow        vocabularies that are too large for schema.json, which has their SHA-256
     statistics.json     rows, label rate, missing and unknown values
     sample.parquet      up to 4096 raw rows of the validation split, in the encoders' normal form
     train/ valid/ test/ shards, each with its manifest.json
@@ -21,7 +22,8 @@ import numpy as np
 
 from headwater.feature_store.errors import ShardError
 from headwater.feature_store.files import file_sha256
-from headwater.feature_store.schema import Schema, read_schema
+from headwater.feature_store.schema import Schema
+from headwater.feature_store.schema_file import read_schema
 from headwater.feature_store.shards import MANIFEST, ShardSet, read_manifest
 
 FORMAT_VERSION = 2
@@ -66,7 +68,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     format_version: int
     splits: tuple[SplitName, ...]
     files: dict[str, str]
-    """SHA-256 of each file but the shards, whose hashes are in the manifests."""
+    """SHA-256 of each file but vocabularies, whose hashes are in the schema, and shards, in the manifests."""
     created: dict[str, Any]
     """The `data` and `features` sections, and the input files with size and hash or time of change."""
 

@@ -1,7 +1,8 @@
 """Encoded shards of all splits, in one pass over the staged rows: of a part at a time a few columns at once.
 
 Not all columns in one streaming query: their vocabularies would push each other out of the cache, and memory
-would be that of several row groups of all columns.
+would be that of several row groups of all columns. Crossed columns follow from the codes of the others, for a
+block of rows all at once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
+from headwater.feature_store.crosses import CrossEncoder
 from headwater.feature_store.normalise import named
 from headwater.feature_store.polars_compiler import encode, missing_and_unknown
-from headwater.feature_store.schema import EncodedColumn, Schema
+from headwater.feature_store.schema import MISSING_CODE, UNKNOWN_CODE, EncodedColumn, Schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.console import Progress
 from headwater.pipelines.data.names import GROUP, LABEL, WEIGHT, free_name, raw_rows
@@ -26,6 +29,8 @@ from headwater.pipelines.preparing.staging import Part, Staged
 
 VALUES = 1 << 21
 """Values that are encoded at once, at least a column of one part."""
+CROSSED_VALUES = 1 << 25
+"""Codes of all columns that are held at once where some are crossed."""
 
 
 def encode_splits(
@@ -42,7 +47,9 @@ def encode_splits(
     names = staged.parts[0].rows.collect_schema().names()
     weight, group = WEIGHT in names, GROUP in names
     totals: dict[SplitName, dict[str, int]] = {split: {} for split in conditions}
-    expressions = dict(zip((each.name for each in schema.columns), encode(schema), strict=True))
+    plain = replace(schema, columns=tuple(each for each in schema.columns if not each.is_crossed))
+    expressions = dict(zip((each.name for each in plain.columns), encode(plain), strict=True))
+    crosses = CrossEncoder(schema) if len(plain.columns) < len(schema.columns) else None
     num_rows = sum(part.num_rows for part in staged.parts)
     with ExitStack() as stack:
         writers: dict[SplitName, ShardWriter] = {}
@@ -53,10 +60,30 @@ def encode_splits(
             writers[split] = stack.enter_context(writer)
         bar = stack.enter_context(Progress("encode", total=num_rows, unit="rows"))
         for part in staged.parts:
-            for split, rows in _encode(part, conditions, schema, expressions, totals).items():
-                writers[split].write(rows)
+            for split, rows in _encode(part, conditions, plain, expressions, totals).items():
+                if crosses is None:
+                    writers[split].write(rows)
+                else:
+                    for block in _widened(rows, crosses, schema, totals[split]):
+                        writers[split].write(block)
             bar.advance(part.num_rows)
     return {split: _statistics(total, schema) for split, total in totals.items()}
+
+
+def _widened(
+    rows: Arrays, crosses: CrossEncoder, schema: Schema, total: dict[str, int]
+) -> Iterator[Arrays]:
+    """Yield rows with the codes of crossed columns, in blocks, and add what these hold to `total`."""
+    size = max(CROSSED_VALUES // schema.width, 1)
+    crossed = [(column, place) for column, place in schema.code_places() if column.is_crossed]
+    for start in range(0, len(rows), size):
+        block = {name: array[start : start + size] for name, array in rows.present()}
+        codes = block["codes"] = crosses.widen(block["codes"])
+        for column, place in crossed:
+            for kind, code in (("missing", MISSING_CODE), ("unknown", UNKNOWN_CODE)):
+                name = f"{column.name}.{kind}"
+                total[name] = total.get(name, 0) + int(np.count_nonzero(codes[:, place] == code))
+        yield Arrays(**block)
 
 
 def _encode(

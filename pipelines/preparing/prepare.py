@@ -19,7 +19,8 @@ import polars as pl
 
 from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
-from headwater.feature_store.schema import Schema, write_schema
+from headwater.feature_store.schema import Schema
+from headwater.feature_store.schema_file import write_schema
 from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import note
 from headwater.pipelines.data.files import find_files, fingerprint
@@ -129,7 +130,9 @@ def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping
     note(f"fit {len(source.job.features.columns)} features on {totals['train'][0]:,} rows")
     train, together = _chosen(staged, rule, "train", [part["train"][0] for part in counts])
     raw = [raw_rows(rows, source.raw) for rows in (*train, together)]
-    schema = fit.fit(source.job.features.columns, raw[:-1], source.raw, together=raw[-1])
+    schema = fit.fit(
+        source.job.features.columns, raw[:-1], source.raw, together=raw[-1], workspace=folder
+    )
     write_schema(schema, folder / SCHEMA)
     chosen: Conditions = {split: rule[split] for split in present}
     statistics = encode_splits(staged, chosen, schema, folder, created)

@@ -27,7 +27,7 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from headwater.feature_store.onnx_compiler import encoders_graph
-from headwater.feature_store.schema import Cross, EncodedColumn, Schema
+from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.tables.embeddings import Embeddings
 from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
 from headwater.pipelines.release.context import ONCE_ROWS, SlotParts, split_context
@@ -230,14 +230,9 @@ def _context_columns(schema: Schema, context: Sequence[str]) -> set[str]:
     known = set(context)
     once: set[str] = set()
     for column in schema.columns:
-        if all(name in (once if _is_crossed(column) else known) for name in column.inputs):
+        if all(name in (once if column.is_crossed else known) for name in column.inputs):
             once.add(column.name)
     return once if len(once) < len(schema.columns) else set()
-
-
-def _is_crossed(column: EncodedColumn) -> bool:
-    """Return whether the inputs of a column are encoded columns, not raw ones."""
-    return any(isinstance(step, Cross) for step in column.steps)
 
 
 def _slot(

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headwater.feature_store import schema as fs
+from headwater.feature_store.schema_file import write_schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.job import Job, parse_job
 
@@ -99,7 +100,7 @@ def write_data(folder: Path, num_ids: int, num_rows: int, missing: float, seed: 
         if split == "train":
             columns = {column.name: codes[:, index] for index, column in enumerate(schema.columns)}
             pl.DataFrame(columns | {"label": label}).write_parquet(folder / "train.parquet")
-    fs.write_schema(schema, folder / "schema.json")
+    write_schema(schema, folder / "schema.json")
     fields = {column.name: column.cardinality for column in schema.columns}
     (folder / "fields.json").write_text(json.dumps(fields))
 

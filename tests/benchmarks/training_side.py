@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_data import BATCH, DIM, FIELDS, make_job
 
-from headwater.feature_store.schema import read_schema
+from headwater.feature_store.schema_file import read_schema
 from headwater.feature_store.shards import ShardSet
 from headwater.models.base import Slot
 from headwater.models.batch import Batch

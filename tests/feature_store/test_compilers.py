@@ -84,7 +84,7 @@ def encode_equally(schema: fs.Schema, values: Mapping[str, Values]) -> Encoded:
 
     The schema goes through its JSON first, so that what is compared is what a file holds.
     """
-    schema = msgspec.json.decode(msgspec.json.encode(schema), type=fs.Schema)
+    schema = msgspec.json.decode(b"".join(schema.json()), type=fs.Schema)
     types: dict[str, pl.DataType] = {
         raw.name: pl.List(POLARS_TYPES[raw.dtype]) if raw.is_list else POLARS_TYPES[raw.dtype]
         for raw in schema.raw

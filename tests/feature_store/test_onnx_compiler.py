@@ -12,7 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from headwater.feature_store import onnx_compiler
 from headwater.feature_store import schema as fs
+from headwater.feature_store.errors import FeatureError
 from headwater.feature_store.onnx_compiler import Dim, encoders_graph
 
 RAW = (
@@ -159,3 +161,9 @@ def test_keys_differing_by_a_trailing_nul_keep_their_own_codes() -> None:
     schema = fs.Schema(raw=RAW[:1], columns=(column("s", ("s",), step, cardinality=5),))
     values = np.array([["a\0\0"], ["a"], ["a\0"], ["a\0\0\0"]], object)
     assert run(schema, {"s": values})["code.s"].ravel().tolist() == [4, 2, 3, 1]
+
+
+def test_more_keys_than_a_graph_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_compiler, "MAX_INTEGER_KEYS", 1)
+    with pytest.raises(FeatureError, match=r"hold 2 integers.*'both' 2\. Set a higher `min_count`"):
+        encoders_graph(SCHEMA)
