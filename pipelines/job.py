@@ -28,6 +28,7 @@ from headwater.feature_store.errors import JobError
 from headwater.pipelines.arguments import checked, list_of, path_of
 from headwater.pipelines.job_errors import explain
 from headwater.pipelines.job_splits import Split
+from headwater.serving.manifest import TableType
 
 if TYPE_CHECKING:
     from headwater.models.base import Model, ModelConfig
@@ -291,10 +292,16 @@ class Export(Config):
     """Largest absolute difference of probabilities between torch and ONNX that a release may show."""
     precision: Literal["float32", "int8"] = "float32"
     """Of the dense layers: int8 takes a fraction of the CPU time, and costs some AUC, which is measured."""
+    tables: TableType = "float32"
+    """Of the embedding tables: float16 takes half the bytes, int8 with a scale for each row a third to a
+    quarter; the AUC that it costs is measured. The vectors of numbers stay float32."""
     int8_tolerance: float = Field(default=0.1, gt=0)
-    """`tolerance` with int8, where single rows differ by some hundredths."""
+    """`tolerance` where layers or tables are int8, and single rows differ by some hundredths."""
+    float16_tolerance: float = Field(default=0.01, gt=0)
+    """`tolerance` where tables are float16, and nothing is int8."""
     max_auc_cost: float = Field(default=0.001, ge=0)
-    """With int8: the release is refused where the validation AUC falls by more."""
+    """With int8 or float16: the release is refused where they cost more validation AUC, layers and tables
+    together."""
     golden_rows: int = Field(default=32, gt=0)
     """Raw rows with their scores that the service checks when it loads the release."""
 

@@ -22,6 +22,9 @@ AGAIN = "export the release again"
 SCORE = "score"
 """Role of a scorer's graph: raw features in, one number a row out."""
 
+TableType = Literal["float32", "float16", "int8"]
+"""Type of the numbers in embedding tables; int8 has a scale for each row."""
+
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
     """A raw input tensor of the graph: `[N, 1]`, or padded `[N, L]` beside `<name>.length` for a list."""
@@ -107,14 +110,17 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, dict[str, float]]
     """Metrics by split, as in the run's metrics.json."""
     parity: dict[str, float]
-    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, and `latency_ms_1`, `_32` and `_512`; with
-    int8 `auc_cost`, `auc_cost_float32`, `auc_cost_int8` and `auc_cost_rows` too."""
+    """`max_abs_diff`, `p99_abs_diff`, `auc_torch`, `auc_onnx`, and `latency_ms_1`, `_32` and `_512`;
+    `table_bytes`, `table_bytes_float32` and `release_bytes`; where layers or tables are of less than float32
+    `auc_cost`, `auc_cost_float32`, `auc_cost_release` and `auc_cost_rows` too."""
     time_range_ms: tuple[int, int] | None
     """First and last event time of the training data, where the job names a time column."""
     files: dict[str, str]
     """Hex SHA-256 of every other file of the release, by name."""
     precision: Literal["float32", "int8"] = "float32"
-    """Of the dense layers; embedding tables are float32 in both."""
+    """Of the dense layers."""
+    tables: TableType = "float32"
+    """Of the embedding tables; those of one or two dimensions are float16 with int8."""
     derived: dict[str, str] = {}
     """Polars SQL of the inputs that the job derived from other columns, and of those they come from, in
     order: what a caller computes before it asks."""

@@ -33,7 +33,8 @@ class StackedTable:
     """The tables of one slot under each other; kept apart, so that a big one is never copied."""
 
     name: str
-    parts: Sequence[NDArray[np.float32]]
+    parts: Sequence[NDArray[Any]]
+    """Of one type and dimension."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,9 +42,14 @@ class StackedTable:
         return sum(len(part) for part in self.parts), self.parts[0].shape[1]
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of each number."""
+        return self.parts[0].dtype
+
+    @property
     def num_bytes(self) -> int:
-        """Size as float32."""
-        return 4 * math.prod(self.shape)
+        """Size in the file."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(slots=True)
@@ -75,7 +81,7 @@ class ReleaseGraph:
                 for table, start in external:
                     file.seek(start)
                     for part in table.parts:
-                        file.write(np.ascontiguousarray(part, dtype="<f4").data)
+                        file.write(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).data)
         path.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(path))
         return files
@@ -158,12 +164,12 @@ class GraphBuilder:
         (output,) = other.graph.output
         return rename(output.name)
 
-    def build(self) -> ModelProto:
-        """Return the model with the output `prob`, its inputs named as raw columns."""
+    def build(self, output: str = OUTPUT) -> ModelProto:
+        """Return the model with one output, float32 [N], its inputs named as raw columns."""
         self._model.graph.name = "headwater"
         self._model.producer_name = "headwater"
         self._model.graph.output.append(
-            helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N"])
+            helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N"])
         )
         prefix = free_prefix("inner/", self._raw)
         inner = {name: prefix + name for name in self._raw}
@@ -199,7 +205,7 @@ def _external_tensor(table: StackedTable, offset: int) -> TensorProto:
     tensor = TensorProto(
         name=table.name,
         dims=table.shape,
-        data_type=TensorProto.FLOAT,
+        data_type=helper.np_dtype_to_tensor_dtype(table.dtype),
         data_location=TensorProto.EXTERNAL,
     )
     where = {"location": TABLES_NAME, "offset": str(offset), "length": str(table.num_bytes)}

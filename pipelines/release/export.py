@@ -48,8 +48,8 @@ def export(
     settings
         The `[export]` section to go by; that of the run's own job when absent.
 
-    Raises ParityError where the graph differs from the network by more than `export.tolerance`, or int8
-    costs more AUC than `export.max_auc_cost`; OutputError where the release cannot be written. Then
+    Raises ParityError where the graph differs from the network by more than `export.tolerance`, or int8 or
+    float16 cost more AUC than `export.max_auc_cost`; OutputError where the release cannot be written. Then
     nothing is left of it.
     """
     run = as_run(run, "export: run")
@@ -105,6 +105,7 @@ def write_release(
             created_ts_ms=time.time_ns() // 1_000_000,
             model_type=job.model.type,
             precision=job.export.precision,
+            tables=job.export.tables,
             derived=derived(job.data.derive, [column.name for column in schema.raw]),
             csv=job.data.csv.model_dump(mode="json", exclude_defaults=True),
             kind="",

@@ -3,9 +3,9 @@
 Three parts joined in one graph: the encoders (`feature_store.onnx_compiler`), the embedding
 lookups written by hand, and the dense layers as torch exports them. Exporting the TorchRec modules
 themselves gives hundreds of nodes and is many times slower; here a slot costs an Add and a Gather,
-and a few nodes more where it has lists or numbers. At one row the number of nodes decides the time,
-so the codes become one matrix at once. What context columns alone decide is computed for one row,
-up to and with the first dense layers (`context`).
+and a few nodes more where it has lists or numbers, or tables of less than float32 (`tables`). At one
+row the number of nodes decides the time, so the codes become one matrix at once. What context columns
+alone decide is computed for one row, up to and with the first dense layers (`context`).
 
 N rows, W code slots, F features, D dimension.
 """
@@ -23,14 +23,17 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
 from headwater.feature_store.onnx_compiler import encoders_graph
+from headwater.feature_store.onnx_graph import EncoderGraph
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.tables.embeddings import Embeddings
-from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph, StackedTable
+from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph
 from headwater.pipelines.release.context import ONCE_ROWS, SlotParts, split_context
+from headwater.pipelines.release.tables import look_up
+from headwater.serving.manifest import TableType
 
 SlotTables = Mapping[str, NDArray[np.float32]]
 """Weights of a slot by column, in feature order: (cardinality, D), or (D,) for a dense column."""
@@ -62,6 +65,7 @@ def release_graph(
     context: Sequence[str] = (),
     negative_rate: float = 1.0,
     opset: int = 18,
+    stored: TableType = "float32",
 ) -> ReleaseGraph:
     """Return the graph from raw columns through `layers`, whose output is `prob`, float32 [N].
 
@@ -78,6 +82,8 @@ def release_graph(
     negative_rate
         Share of the negatives that sampling left in the training data. It made the odds 1 / rate
         times too large, so the logit is corrected by log(rate).
+    stored
+        Type of the embedding tables in the graph.
     """
     encoders = encoders_graph(schema).model()
     for value in encoders.graph.input:
@@ -85,6 +91,54 @@ def release_graph(
         if value.name.removesuffix(".length") in context or value.name in context:
             value.type.tensor_type.shape.dim[0].dim_param = ONCE_ROWS
     graph = GraphBuilder(encoders, opset=opset)
+    logit = _logit(graph, schema, slots, layers, remaps or {}, context, stored)
+    if negative_rate < 1:
+        logit = graph.add(
+            "Add", [logit, graph.floats("log_rate", math.log(negative_rate))], "logit"
+        )
+    graph.add("Sigmoid", [logit], OUTPUT)
+    return ReleaseGraph(graph.build(), graph.tables)
+
+
+def encoded_graph(
+    schema: Schema,
+    slots: Mapping[str, SlotTables],
+    layers: ModelProto,
+    *,
+    remaps: Mapping[str, SlotRemap] | None = None,
+    context: Sequence[str] = (),
+    opset: int = 18,
+    stored: TableType = "float32",
+) -> ReleaseGraph:
+    """Return the part of `release_graph` behind the encoders: its output is the logit, float32 [N].
+
+    Its inputs are the encoded columns by name: codes, int64 [N, length], or a number, float32 [N, 1].
+    """
+    given = EncoderGraph()
+    for column in schema.columns:
+        kind, element = (
+            ("dense", TensorProto.FLOAT) if column.is_dense else ("code", TensorProto.INT64)
+        )
+        shape = ["N", column.length]
+        output = f"{kind}.{column.name}"
+        given.inputs.append(helper.make_tensor_value_info(column.name, element, shape))
+        given.outputs.append(helper.make_tensor_value_info(output, element, shape))
+        given.nodes.append(helper.make_node("Identity", [column.name], [output]))
+    graph = GraphBuilder(given.model(), opset=opset)
+    logit = _logit(graph, schema, slots, layers, remaps or {}, context, stored)
+    return ReleaseGraph(graph.build(logit), graph.tables)
+
+
+def _logit(
+    graph: GraphBuilder,
+    schema: Schema,
+    slots: Mapping[str, SlotTables],
+    layers: ModelProto,
+    remaps: Mapping[str, SlotRemap],
+    context: Sequence[str],
+    stored: TableType,
+) -> str:
+    """Append lookups and dense layers behind encoded columns; return the name of the logit."""
     parts = slot_parts(schema, slots, context)
     once = _context_columns(schema, context)
     matrices = {
@@ -98,15 +152,9 @@ def release_graph(
             if positions:
                 name = slot if len(positions) == len(names) else f"{slot}.{part}"
                 some = {names[position]: tables[names[position]] for position in positions}
-                remap = (remaps or {}).get(slot, {})
-                values[name] = _slot(graph, schema, name, some, *matrices[part], remap)
-    logit = graph.merge(layers, values, prefix="dense/")
-    if negative_rate < 1:
-        logit = graph.add(
-            "Add", [logit, graph.floats("log_rate", math.log(negative_rate))], "logit"
-        )
-    graph.add("Sigmoid", [logit], OUTPUT)
-    return ReleaseGraph(graph.build(), graph.tables)
+                remap = remaps.get(slot, {})
+                values[name] = _slot(graph, schema, name, some, *matrices[part], remap, stored)
+    return graph.merge(layers, values, prefix="dense/")
 
 
 def slot_tables(embeddings: Embeddings) -> dict[str, SlotTables]:
@@ -243,6 +291,7 @@ def _slot(
     codes: _Matrix,
     dense: _Matrix,
     remap: SlotRemap,
+    stored: TableType,
 ) -> str:
     """Append the lookups of one slot, and return the name of its tensor [N, F, D]."""
     columns = {column.name: column for column in schema.columns}
@@ -250,7 +299,9 @@ def _slot(
     embedded = [run for run in runs if not run[0].is_dense]
     numbers = [run for run in runs if run[0].is_dense]
     pieces = {
-        False: iter(_looked_up(graph, slot, embedded, tables, codes, remap) if embedded else ()),
+        False: iter(
+            _looked_up(graph, slot, embedded, tables, codes, remap, stored) if embedded else ()
+        ),
         True: iter(_scaled(graph, slot, numbers, tables, dense) if numbers else ()),
     }
     return _concat(graph, [next(pieces[run[0].is_dense]) for run in runs], f"{slot}/all")
@@ -268,12 +319,12 @@ def _looked_up(
     tables: SlotTables,
     codes: _Matrix,
     remap: SlotRemap,
+    stored: TableType,
 ) -> Sequence[str]:
     """Look codes up in one stacked table; return [N, F, D] a run, lists pooled to F = 1."""
     columns = [column for run in runs for column in run]
-    table = StackedTable(f"{slot}/table", [tables[column.name] for column in columns])
-    graph.tables.append(table)
-    starts = np.cumsum([0] + [len(part) for part in table.parts[:-1]])
+    stacked = {column.name: tables[column.name] for column in columns}
+    starts = np.cumsum([0] + [len(table) for table in stacked.values()])[:-1]
     rows_of: list[NDArray[np.int32]] = []
     if remap:  # codes lead to rows through one vector of all columns
         rows_of = [
@@ -287,7 +338,7 @@ def _looked_up(
     if remap:
         new = graph.int32s(f"{slot}/remap", np.concatenate(rows_of))
         rows = graph.add("Gather", [new, rows], f"{slot}/kept_rows", axis=0)
-    vectors = graph.add("Gather", [table.name, rows], f"{slot}/vectors", axis=0)
+    vectors = look_up(graph, slot, stacked, rows, stored)
     parts = _split(graph, vectors, [sum(c.length for c in run) for run in runs], f"{slot}/run")
     return [
         part if run[0].length == 1 else _pooled(graph, slot, run[0], part, codes)

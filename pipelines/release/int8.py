@@ -1,4 +1,4 @@
-"""Dense layers in 8-bit integers: several times less CPU for a small loss, which is measured.
+"""Dense layers in 8-bit integers: several times less CPU for a small loss, which `cost` measures.
 
 Static quantisation by onnxruntime's own tool: the range of every activation is fixed at export, from the
 sample. Dynamic quantisation would take it from the rows of each call, so that a score depended on the
@@ -8,22 +8,20 @@ Weights get 7 bits and a scale of their own for each output: processors without 
 products add pairs of products in 16 bits, which 8-bit weights would overflow. Layers with few outputs, as the
 last one, stay float32: they cost little, and the logit hangs on them.
 
-N rows.
+N rows, F features, D dimension.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
@@ -35,10 +33,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from headwater.feature_store.errors import ParityError
 from headwater.models.batch import Batch
 from headwater.models.network import Network
-from headwater.pipelines.evaluation.metrics import auc
 from headwater.pipelines.release.context import SlotParts
 
 MIN_WIDTH = 16
@@ -140,87 +136,17 @@ def part_feeds(slots: Mapping[str, NDArray[np.float32]], parts: Mapping[str, Slo
     return feeds
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Cost:
-    """Cost of 8-bit layers on labelled rows."""
+def int8_layers(
+    network: Network, layers: ModelProto, parts: Mapping[str, SlotParts], sample: Batch
+) -> ModelProto:
+    """Return `layers` in 8-bit integers, ranges set by `sample`.
 
-    auc_float32: float
-    auc_int8: float
-    num_rows: int
-
-    @property
-    def auc_cost(self) -> float:
-        """AUC that is lost; below 0, gained by chance. NaN where the rows have one class only."""
-        return self.auc_float32 - self.auc_int8
-
-    def values(self) -> dict[str, float]:
-        """Return what the manifest holds."""
-        return {
-            "auc_cost": self.auc_cost,
-            "auc_cost_float32": self.auc_float32,
-            "auc_cost_int8": self.auc_int8,
-            "auc_cost_rows": float(self.num_rows),
-        }
-
-    def text(self) -> str:
-        """Return the report in a line."""
-        return (
-            f"int8     costs {self.auc_cost:.6f} AUC: {self.auc_float32:.6f} in float32, "
-            f"{self.auc_int8:.6f} in int8, of {self.num_rows:,} validation rows"
-        )
-
-
-def measured_int8(
-    network: Network,
-    layers: ModelProto,
-    parts: Mapping[str, SlotParts],
-    sample: Batch,
-    valid: Iterable[Batch],
-    *,
-    max_auc_cost: float,
-) -> tuple[ModelProto, Int8Cost]:
-    """Return `layers` in 8-bit integers, ranges set by `sample`, and their cost on the rows of `valid`.
-
-    `parts` are those by which `layers` takes in the slots. ParityError where the cost is above
-    `max_auc_cost`.
+    `parts` are those by which `layers` takes in the slots.
     """
-    found = quantized(layers, part_feeds(_slots(network, sample), parts))
-    session = onnxruntime.InferenceSession(
-        found.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    labels: list[NDArray[Any]] = []
-    exact: list[NDArray[np.float32]] = []
-    rounded: list[NDArray[np.float32]] = []
-    for batch in valid:
-        slots = _slots(network, batch)
-        with torch.no_grad():
-            logit = network.model(**{name: torch.from_numpy(v) for name, v in slots.items()})
-        output = session.run(None, part_feeds(slots, parts))[0]
-        assert isinstance(output, np.ndarray)
-        labels.append(batch.label_B.cpu().numpy() > 0)
-        exact.append(logit.numpy())
-        rounded.append(output.reshape(-1))
-    label_N = np.concatenate(labels)
-    cost = Int8Cost(
-        auc(label_N, np.concatenate(exact)), auc(label_N, np.concatenate(rounded)), len(label_N)
-    )
-    if not cost.auc_cost <= max_auc_cost:
-        raise ParityError(
-            f"int8 costs {cost.auc_cost:.6f} AUC on {cost.num_rows:,} validation rows "
-            f"({cost.auc_float32:.6f} in float32, {cost.auc_int8:.6f} in int8), more than "
-            f"export.max_auc_cost = {max_auc_cost:g}. "
-            'Export with precision = "float32", or raise the bound.'
-        )
-    return found, cost
-
-
-def _slots(network: Network, batch: Batch) -> dict[str, NDArray[np.float32]]:
-    """Return the embeddings of a batch, [N, F, D] by slot."""
     with torch.no_grad():
-        return {
-            name: value.cpu().numpy()
-            for name, value in network.embeddings(batch).embeddings.items()
-        }
+        looked = network.embeddings(sample).embeddings
+    slots = {name: value.cpu().numpy() for name, value in looked.items()}
+    return quantized(layers, part_feeds(slots, parts))
 
 
 @contextmanager

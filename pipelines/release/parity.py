@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,7 @@ from headwater.feature_store.polars_compiler import encode_frame
 from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
 from headwater.pipelines.evaluation.metrics import auc
+from headwater.pipelines.job import Export
 from headwater.pipelines.scoring.score import frame_to_arrays
 from headwater.serving.kinds.scorer import Scorer
 from headwater.serving.manifest import Input
@@ -35,6 +36,32 @@ SHARED_ROWS = 64
 """Candidates of the comparison of a context given once with the same context repeated."""
 
 Network = Callable[[Batch], torch.Tensor]
+
+
+class Tolerance(NamedTuple):
+    """A bound for differences of probabilities, and the key of `[export]` that sets it."""
+
+    setting: Literal["tolerance", "float16_tolerance", "int8_tolerance"]
+    bound: float
+
+
+def network_tolerance(settings: Export) -> Tolerance:
+    """Return how far a release may be from the network."""
+    if "int8" in (settings.precision, settings.tables):
+        return Tolerance("int8_tolerance", settings.int8_tolerance)
+    if settings.tables == "float16":
+        return Tolerance("float16_tolerance", settings.float16_tolerance)
+    return Tolerance("tolerance", settings.tolerance)
+
+
+def own_tolerance(settings: Export) -> Tolerance:
+    """Return how far scores of one release may differ between machines, or ways to give the same rows.
+
+    Tables of less than float32 are float32 once looked up, so only the layers matter.
+    """
+    if settings.precision == "int8":
+        return Tolerance("int8_tolerance", settings.int8_tolerance)
+    return Tolerance("tolerance", settings.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,31 +139,30 @@ def check(
     schema: Schema,
     rows: pl.DataFrame,
     labels: NDArray[np.uint8],
-    *,
-    tolerance: float,
-    setting: Literal["tolerance", "int8_tolerance"] = "tolerance",
+    settings: Export,
 ) -> Parity:
-    """Return the parity report; ParityError where a row differs by more than `tolerance`.
+    """Return the parity report; ParityError where a row differs by more than `network_tolerance`.
 
-    `setting` is the key of `[export]` that set it. A wide one could hide a fault of the encoders: then
-    their codes are compared by themselves.
+    A wide one could hide a fault of the encoders: then their codes are compared by themselves.
     `expected` are the network's probabilities of `rows`; `labels` belong to the first rows, which
     are real: later ones were made up and do not count for AUC.
     """
-    if setting != "tolerance" and (columns := differing_columns(schema, rows)):
+    tolerance = network_tolerance(settings)
+    if tolerance.setting != "tolerance" and (columns := differing_columns(schema, rows)):
         raise ParityError(_fault_of_encoders(columns))
     arrays = frame_to_arrays(rows, scorer.graph.inputs)
     found = scorer.score(arrays)
     difference = np.abs(found - expected)
     worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
-    if not difference[worst] <= tolerance:
+    if not difference[worst] <= tolerance.bound:
         raise ParityError(
             f"the graph differs from the network by {difference[worst]:.3g} in row {worst} of the "
             f"sample (torch {expected[worst]:.9g}, onnxruntime {found[worst]:.9g}), more than "
-            f"export.{setting} = {tolerance:g}. {_cause(schema, rows[worst], setting)} "
+            f"export.{tolerance.setting} = {tolerance.bound:g}. "
+            f"{_cause(schema, rows[worst], tolerance.setting)} "
             f"The row: {rows[worst].to_dicts()[0]}"
         )
-    _check_shared(scorer, rows, tolerance, setting)
+    _check_shared(scorer, rows, own_tolerance(settings))
     real = slice(len(labels))
     return Parity(
         max_abs_diff=float(difference.max()),
@@ -178,12 +204,12 @@ def _cause(schema: Schema, row: pl.DataFrame, setting: str) -> str:
     if columns:
         return _fault_of_encoders(columns)
     return (
-        "Its codes are equal, so the difference is rounding in the dense layers: raise "
+        "Its codes are equal, so the difference is rounding in tables or dense layers: raise "
         f"export.{setting} if it is small, otherwise the model does something else when exported."
     )
 
 
-def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float, setting: str) -> None:
+def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: Tolerance) -> None:
     """Compare one context for many candidates with the same context repeated for each."""
     roles = {column.role for column in scorer.graph.inputs}
     if roles != {"context", "candidate"}:
@@ -195,11 +221,11 @@ def _check_shared(scorer: Scorer, rows: pl.DataFrame, tolerance: float, setting:
     once = scorer.score(candidates | frame_to_arrays(rows[:1], context))
     repeated = scorer.score(candidates | frame_to_arrays(rows[[0] * num], context))
     difference = float(np.abs(once - repeated).max())
-    if not difference <= tolerance:
+    if not difference <= tolerance.bound:
         raise ParityError(
             f"one context for {num} candidates scores differently from the same context repeated, "
-            f"by {difference:.3g}, more than export.{setting} = {tolerance:g}: a fault of the graph. "
-            f"Leave export.context empty to release without it."
+            f"by {difference:.3g}, more than export.{tolerance.setting} = {tolerance.bound:g}: a fault of "
+            f"the graph. Leave export.context empty to release without it."
         )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from headwater.feature_store.errors import did_you_mean
 from headwater.feature_store.schema import Step
+from headwater.serving.manifest import TableType
+
+LEAST_INT8_DIM = 3
+"""An int8 row of fewer dimensions takes, with its scale of two bytes, as many bytes as in float16."""
 
 
 def context_problems(context: Iterable[str], read: Sequence[str]) -> list[str]:
@@ -30,3 +34,23 @@ def opset_problems(opset: int | None, steps: Mapping[str, Sequence[Step]]) -> li
         for name, own in steps.items()
         if opset < least_opset(own)
     ]
+
+
+def table_problems(stored: TableType, dims: Collection[int]) -> list[str]:
+    """Return why `export.tables` changes nothing for tables of these dimensions; empty where it does."""
+    if stored == "float32":
+        return []
+    if not dims:
+        why, remedy = (
+            "every feature is a number, and none has an embedding table",
+            "Leave `tables` out",
+        )
+    elif stored == "int8" and max(dims) < LEAST_INT8_DIM:
+        why = (
+            f"no table has more than {LEAST_INT8_DIM - 1} dimensions, and a row with its scale takes as many "
+            f"bytes as in float16"
+        )
+        remedy = "Set export.tables = 'float16'"
+    else:
+        return []
+    return [f"export.tables: {stored!r} saves nothing: {why}. {remedy}."]

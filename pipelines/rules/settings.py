@@ -1,4 +1,4 @@
-"""Rules of `[model]` and `[train]`: settings that cannot train here, each told by its key.
+"""Rules of `[model]` and `[train]`, and of `[export]` by the model: settings that cannot work here, by key.
 
 Here means this machine, and as many processes as torchrun started. No data is needed to tell.
 """
@@ -17,10 +17,11 @@ from headwater.pipelines.job import Job
 from headwater.pipelines.job_model import job_model
 from headwater.pipelines.ranks import Ranks
 from headwater.pipelines.resolved import how_tables_learn, training_device
+from headwater.pipelines.rules.release import table_problems
 
 
 def setting_problems(job: Job, ranks: Ranks) -> list[str]:
-    """Return a line for each setting of `[model]` and `[train]` that cannot train here."""
+    """Return a line for each setting of `[model]` and `[train]` that cannot train here, or be released."""
     problems = [*_device_problems(job, ranks), *_rank_problems(job, ranks)]
     try:
         model_class, config = job_model(job)
@@ -32,6 +33,7 @@ def setting_problems(job: Job, ranks: Ranks) -> list[str]:
     return [
         *column_problems(names, model_class, config),
         *_table_problems(job, model_class, config),
+        *table_problems(job.export.tables, _table_dims(job, model_class, config)),
         *_search_problems(ranks, model_class, config),
         *problems,
         *_monitor_problems(job, family),
@@ -47,14 +49,20 @@ def _table_problems(job: Job, model_class: type[Model], config: ModelConfig) -> 
     strategies = (each for phase in phases for each in phase.strategies)
     problems = [mode_problem(each, mode) for each in strategies if mode not in each.modes]
     if mode == "fused":
-        with_codes = [each.name for each in job.features.columns if not each.is_dense]
-        slots = model_class.slots(config).values()
-        problems += fused_problems(
-            slot.dim
-            for slot in slots
-            if any(slot.columns is None or name in slot.columns for name in with_codes)
-        )
+        problems += fused_problems(_table_dims(job, model_class, config))
     return list(dict.fromkeys(problems))
+
+
+def _table_dims(job: Job, model_class: type[Model], config: ModelConfig) -> list[int]:
+    """Return the dimension of each slot that has tables; features that are numbers have none."""
+    features = job.features.columns
+    columns = (*features, *model_class.columns(config, features))
+    with_codes = [each.name for each in columns if not each.is_dense]
+    return [
+        slot.dim
+        for slot in model_class.slots(config).values()
+        if any(slot.columns is None or name in slot.columns for name in with_codes)
+    ]
 
 
 def _search_problems(ranks: Ranks, model_class: type[Model], config: ModelConfig) -> list[str]:

@@ -138,6 +138,14 @@ def test_manifest_is_complete(release: Path, click_schema: fs.Schema) -> None:
     assert all(len(values) == 8 for values in graph.golden.rows.values())
 
 
+def test_a_manifest_from_before_tables_had_a_type_is_of_float32(release: Path) -> None:
+    path = release / MANIFEST_NAME
+    written = json.loads(path.read_bytes())
+    del written["tables"]
+    path.write_text(json.dumps(written))
+    assert load_release(release, Scorer).manifest.tables == "float32"
+
+
 def test_manifest_says_what_each_tensor_is(release: Path) -> None:
     written = json.loads((release / MANIFEST_NAME).read_bytes())["graphs"][SCORE]
     assert written["file"] == MODEL_NAME

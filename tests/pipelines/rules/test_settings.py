@@ -70,6 +70,16 @@ def test_device_is_told_by_its_number_and_its_kind(
     ]
 
 
+def test_a_type_of_tables_that_saves_nothing_is_refused_before_training(tiny_job: TinyJob) -> None:
+    def with_int8(model: dict[str, Any]) -> Job:
+        job = tiny_job(model)
+        return job.model_copy(update={"export": job.export.model_copy(update={"tables": "int8"})})
+
+    with pytest.raises(JobError, match=r"export\.tables: 'int8' saves nothing.*'float16'"):
+        require_sound(with_int8({"type": "logistic_regression"}))
+    require_sound(with_int8({"type": "deepfm", "embedding_dim": 4}))
+
+
 def test_every_setting_that_cannot_train_has_a_line(tiny_job: TinyJob) -> None:
     model = {"type": "finalmlp", "embedding_dim": 6, "gate_1_context": ["usr"], "num_heads": 2}
     job = tiny_job(model=model, sparse={"mode": "fused"}, batch_size=1, device="gpu")
