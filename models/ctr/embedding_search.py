@@ -72,12 +72,12 @@ class Supernet(Strategy[Batch]):
         search, most = config.search, config.base.embedding_dim
         table = main_table(placement.network)
         thresholds = [] if table is None else [table.add_thresholds(search.norm).threshold_F]
-        settings = replace(settings, sparse_lr=search.lr, sparse_l2=search.scaled(search.l2, steps))
+        settings = replace(settings, sparse_lr=search.lr, sparse_l2=search.penalty(steps))
         super().__init__(placement, settings, apart=thresholds)
         self.alpha = search.alpha
         self.thresholds = thresholds
         # Without momentum it has no state to save.
-        rate = search.scaled(search.threshold_lr, steps)
+        rate = search.threshold_rate(steps)
         self.sgd = torch.optim.SGD(thresholds, lr=rate) if thresholds else None
         self.dims = torch.tensor(search.dims(most), device=placement.device)
         self.most = most

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 MAIN = "emb_BFD"
 """Slot of the main tables of every base."""
-RATE_STEPS = 8.76
-"""Steps times rate of thresholds, and times L2 of tables: 1e-2 in the 876 steps in which it was tried."""
-MAX_RATE = 0.05
-"""Largest such rate, however few the steps."""
+THRESHOLD_STEPS = 8.8
+"""Steps times learning rate of thresholds: 1e-2 in the 880 steps in which it was tried on planted data."""
+L2_STEPS = 2.6
+"""Steps times L2 of tables: 3e-3 in as many steps."""
+MOST = 0.05
+"""Largest value of either, however few the steps."""
 
 
 class FMBase(FMConfig):
@@ -78,10 +80,10 @@ class EmbeddingSearchConfig(Config):
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of the supernet's tables."""
     l2: float | None = Field(default=None, ge=0)
-    """Weight of the L2 penalty of tables, which shrinks rows that help little; 8.76 / steps when absent."""
+    """Weight of the L2 penalty of tables, which shrinks rows that help little; 2.6 / steps when absent."""
     threshold_lr: float | None = Field(default=None, ge=0)
-    """Learning rate of thresholds; 8.76 / steps when absent."""
-    alpha: float = Field(default=5e-3, ge=0)
+    """Learning rate of thresholds; 8.8 / steps when absent."""
+    alpha: float = Field(default=1e-2, ge=0)
     """Weight of the penalty exp(-threshold) of each feature, which raises thresholds."""
     norm: Norm = 1
     """Norm of a row that is compared with the threshold: 1 or 2."""
@@ -98,9 +100,15 @@ class EmbeddingSearchConfig(Config):
     parents: PositiveInt = 15
     """Best candidates so far, from which the next generation comes."""
 
-    def scaled(self, value: float | None, steps: int) -> float:
-        """Return a rate, by default one that moves rows and thresholds as far in few steps as in many."""
-        return min(RATE_STEPS / steps, MAX_RATE) if value is None else value
+    def threshold_rate(self, steps: int) -> float:
+        """Return the learning rate of thresholds: by default they move as far in few steps as in many."""
+        return (
+            min(THRESHOLD_STEPS / steps, MOST) if self.threshold_lr is None else self.threshold_lr
+        )
+
+    def penalty(self, steps: int) -> float:
+        """Return the L2 of tables: by default rows shrink as far in few steps as in many."""
+        return min(L2_STEPS / steps, MOST) if self.l2 is None else self.l2
 
     def dims(self, most: int) -> tuple[int, ...]:
         """Return the dimensions that a feature may have, up to the most."""

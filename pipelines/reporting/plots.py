@@ -241,6 +241,28 @@ def _short(text: str) -> str:
     return text if len(text) <= _TICK_CHARS else f"{text[:_TICK_CHARS]}.."
 
 
+def frontier(points: Sequence[tuple[float, float]], chosen: tuple[float, float]) -> str:
+    """Return candidates by bytes and AUC, the best of each size or smaller, and the one that was chosen."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.set_title("AUC on validation rows by bytes of embedding tables")
+        axes.scatter(*zip(*points, strict=True), s=9, color=COLORS["train"], label="candidates")
+        best: list[tuple[float, float]] = []
+        for size, value in sorted(points, key=lambda point: (point[0], -point[1])):
+            if not best or value > best[-1][1]:
+                best.append((size, value))
+        best.append((max(size for size, _ in points), best[-1][1]))
+        axes.step(
+            *zip(*best, strict=True), where="post", color=COLORS["valid"], label="best so small"
+        )
+        axes.scatter(*chosen, s=60, marker="*", color=COLORS["test"], label="chosen", zorder=3)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        _legend(axes, "lower right")
+
+    return _svg(draw, width=7.2, height=3.4)
+
+
 def _metric(history: Sequence[Epoch], name: str) -> list[float | None]:
     return [row.valid.get(name) for row in history]
 

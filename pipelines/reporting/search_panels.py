@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from headwater.pipelines.family import Panel
-from headwater.pipelines.runs.run import ARCHITECTURE
+from headwater.pipelines.reporting import plots
+from headwater.pipelines.runs.run import ARCHITECTURE, PHASES
 
 
 def search_panels(run: Path) -> Iterable[Panel]:
@@ -20,6 +22,29 @@ def search_panels(run: Path) -> Iterable[Panel]:
     if "pairs" in found:
         shown = _interactions(found["pairs"])
         yield Panel("interactions", "Interactions of pairs", "interactions.html.j2", shown)
+    if "features" in found:
+        shown = _embeddings(found, next(run.glob(f"{PHASES}/*/candidates.json"), None))
+        yield Panel("embeddings", "Rows and dimensions kept", "embeddings.html.j2", shown)
+
+
+def _embeddings(found: Mapping[str, Any], candidates: Path | None) -> dict[str, Any]:
+    """Return what each feature keeps, and the candidates of the search where the run has it."""
+    features = list(found["features"].items())
+    kept = sum(feature.get("kept", 0) for _, feature in features)
+    rows = sum(feature.get("rows", 0) for _, feature in features)
+    points: list[tuple[float, float]] = []
+    if candidates is not None:
+        text = json.loads(candidates.read_text(encoding="utf-8"))
+        points = [(each["bytes"], each["auc"]) for each in text["candidates"]]
+    frontier = plots.frontier(points, (found["bytes"], found["auc"])) if points else None
+    return {
+        "found": found,
+        "features": features,
+        "kept": kept,
+        "rows": rows,
+        "frontier": frontier,
+        "evaluated": len(points),
+    }
 
 
 def _interactions(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

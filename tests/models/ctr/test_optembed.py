@@ -257,10 +257,12 @@ def test_thresholds_rise_by_their_penalty_and_stay_without_a_rate(
 
 def test_rates_fall_with_the_steps(mixed: Schema) -> None:
     search = config_of().search
-    assert search.scaled(None, 876) == pytest.approx(1e-2)
-    assert search.scaled(None, 87_600) == pytest.approx(1e-4)
-    assert search.scaled(None, 10) == 0.05
-    assert search.scaled(0.3, 10) == 0.3
+    assert search.threshold_rate(880) == pytest.approx(1e-2)
+    assert search.threshold_rate(88_000) == pytest.approx(1e-4)
+    assert search.penalty(880) == pytest.approx(3e-3, rel=0.02)
+    assert search.threshold_rate(10) == search.penalty(10) == 0.05
+    given = config_of(search={"threshold_lr": 0.3, "l2": 0.2}).search
+    assert (given.threshold_rate(10), given.penalty(10)) == (0.3, 0.2)
     strategy = train_supernet(mixed, [])
     assert strategy.sgd is not None
     assert strategy.sgd.param_groups[0]["lr"] == 0.05

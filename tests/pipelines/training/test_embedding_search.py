@@ -17,6 +17,7 @@ from headwater.models.ctr.pruning import read_chosen
 from headwater.pipelines import evaluate, export, train
 from headwater.pipelines.job import Job
 from headwater.pipelines.prepared import Prepared
+from headwater.pipelines.reporting.report import write_report
 from headwater.pipelines.runs.checkpoint import Checkpoints
 from headwater.pipelines.runs.run import Run, create_run
 from headwater.pipelines.runs.trained import load_trained
@@ -94,6 +95,16 @@ def test_the_trained_network_holds_the_rows_that_were_evaluated(
     assert sum(array.nbytes for array in weights) == chosen.architecture.bytes
     settings = searched.trained_job.model.settings()
     assert list(settings["dimensions"]) == list(chosen.architecture.features)
+
+
+def test_the_report_shows_what_each_feature_keeps_and_all_candidates(searched: Run) -> None:
+    text = write_report(searched).read_text(encoding="utf-8")
+    assert "Rows and dimensions kept" in text
+    assert "18 candidates by the weights of the search" in text
+    chosen = read_chosen(searched.path).architecture
+    assert f"in {chosen.bytes:,} bytes of embedding tables" in text
+    for name in chosen.features:
+        assert f'<td class="name">{name}</td>' in text
 
 
 def test_its_release_scores_as_it_does(searched: Run, folder: Path) -> None:
