@@ -51,6 +51,7 @@ def test_the_page_of_models_has_a_row_for_each(name: str) -> None:
 def test_the_model_of_ones_own_on_the_page_runs() -> None:
     code = PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     namespace: dict[str, Any] = {"__name__": "page"}
-    exec(compile(code, str(PAGE), "exec", dont_inherit=True), namespace)
+    # Not under the page's own name: pydantic would look for docstrings in its lines, which are no Python.
+    exec(compile(code, "<page>", "exec", dont_inherit=True), namespace)
     model = namespace["Mean"](namespace["MeanConfig"](embedding_dim=8), num_features=3)
     assert model(torch.randn(5, 3, 8)).shape == (5,)
