@@ -42,7 +42,8 @@ class CodesOnDisk:
         for name, values in codes.items():
             path = self._files.setdefault(name, self._folder / f"{len(self._files):05d}.codes")
             with path.open("ab") as file:
-                values.tofile(file)
+                # Not `tofile`, whose error does not say that the disk is full.
+                file.write(np.ascontiguousarray(values).data)
 
     def chunks(self, names: Sequence[str]) -> Iterator[list[Codes]]:
         """Yield the codes of some columns, CHUNK_ROWS at a time; at least one chunk."""
