@@ -62,7 +62,8 @@ def make_schema(sizes: list[int]) -> fs.Schema:
 
 def make_job(mode: str | None) -> Job:
     """Return the job of all of Headwater's sides: defaults but for the model's shape; `mode` of tables."""
-    names = [{"name": name, "encoder": "vocabulary"} for name in ("f00", "f01")]
+    columns = make_schema(field_sizes(1)).columns
+    names = [{"name": column.name, "encoder": "vocabulary"} for column in columns]
     values: dict[str, Any] = {
         "name": "speed",
         "data": {"train": "train.parquet", "valid": "valid.parquet"},
