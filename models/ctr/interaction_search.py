@@ -42,6 +42,12 @@ from headwater.models.tables.embeddings import Mode
 
 ANNEALED = 0.8
 """Share of the steps over which the temperature falls."""
+EPS = 1e-4
+"""Of Adam for the architecture weights: below it steps fade with the gradient. While tables are near zero the
+gradients are noise, which steps of full size would turn into choices."""
+LEAST_FREQUENT = 0.01
+"""Share of the training rows that frequent values of a crossed column must have to be memorised. With less
+nearly all rows read the one row of rare values: a method of no effect, which chance alone would choose."""
 _FLOAT_BYTES = 4
 
 
@@ -78,7 +84,9 @@ class InteractionSearch(Strategy[Batch]):
         self.steps = steps
         self.done = torch.zeros((), dtype=torch.int64)
         """Steps that are done."""
-        self.adam = torch.optim.Adam([self.model.architecture_P3], lr=self.search.architecture_lr)
+        self.adam = torch.optim.Adam(
+            [self.model.architecture_P3], lr=self.search.architecture_lr, eps=EPS
+        )
         start_adam(self.adam)
 
     def step(self, batch: Batch, num_rows: int, check: Check) -> StepLoss:  # noqa: ARG002
@@ -202,9 +210,8 @@ class Search:
             sparse_l2=search.l2,
             dense_l2=0.0,
         )
-        # Without a frequent value the table would be one row, the same for all: a method of no effect, which
-        # chance alone would choose.
-        bare = [sizes.rows[pair.name] <= FIRST_CODE for pair in config.pairs]
+        counts = _counts(stage, placement)
+        bare = [frequent_share(counts[pair.name]) < LEAST_FREQUENT for pair in config.pairs]
         cast("Relaxed", placement.network.model).barred_P3[bare, 0] = -math.inf
         strategy = InteractionSearch(
             placement, settings, seed=stage.seed, steps=search.epochs * stage.steps()
@@ -212,14 +219,13 @@ class Search:
         stage.descend(placement, strategy, keep="last", epochs=search.epochs)
         weights_P3 = (strategy.model.architecture_P3 + strategy.model.barred_P3).detach().double()
         methods = choose(weights_P3.cpu(), sizes, config)
-        information = _information(stage, placement)
         found = [
             FoundPair(
                 columns=pair.columns,
                 method=method,
                 strength=tuple(strength),
                 rows=sizes.rows[pair.name],
-                information=information[pair.name],
+                information=mutual_information(counts[pair.name]),
             )
             for pair, method, strength in zip(
                 config.pairs, methods, torch.softmax(weights_P3, 1).tolist(), strict=True
@@ -311,11 +317,8 @@ def choose(weights_P3: Tensor, sizes: Sizes, config: OptInterConfig) -> list[Met
     return methods
 
 
-def _information(stage: Stage, placement: Placement) -> dict[str, float]:
-    """Return the mutual information of each crossed column and the label over the training rows, nats.
-
-    Values that share a row of the table count as one, so it is a lower bound.
-    """
+def _counts(stage: Stage, placement: Placement) -> dict[str, NDArray[np.int64]]:
+    """Return for each crossed column its negative and positive training rows by code, (cardinality, 2)."""
     layouts = placement.network.embeddings.layouts
     crossed = next(layout for layout in layouts if layout.name == "crossed_BMI")
     places = torch.tensor([place.start for place in crossed.places])
@@ -330,13 +333,21 @@ def _information(stage: Stage, placement: Placement) -> dict[str, float]:
                 cells_BP[chosen_B].view(-1), minlength=len(counts_N2)
             )
     return {
-        column.name: mutual_information(part_N2.numpy())
+        column.name: part_N2.numpy()
         for column, part_N2 in zip(crossed.tables, counts_N2.split(rows), strict=True)
     }
 
 
+def frequent_share(counts_N2: NDArray[np.int64]) -> float:
+    """Return the share of rows whose code is neither that of missing nor that of rare values."""
+    return float(counts_N2[FIRST_CODE:].sum() / max(counts_N2.sum(), 1))
+
+
 def mutual_information(counts_N2: NDArray[np.int64]) -> float:
-    """Return the mutual information of the two axes of a table of counts, in nats."""
+    """Return the mutual information of the two axes of a table of counts, in nats.
+
+    Of a crossed column it is a lower bound: values that share a row of the table count as one.
+    """
     total = counts_N2.sum()
     joint = counts_N2 / total
     expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)

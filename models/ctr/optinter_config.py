@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class SearchConfig(Config):
     """Settings of the search for an architecture."""
 
-    epochs: int = Field(default=4, gt=0)
+    epochs: int = Field(default=6, gt=0)
     """Passes over the training data; there is no early stop, as temperatures fall over all of them."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
     """Learning rate of tables and layers."""
-    l2: float = Field(default=0.0, ge=0)
+    l2: float = Field(default=1e-5, ge=0)
     """Weight of the L2 penalty of tables: (l2 / 2) * sum of squares."""
-    architecture_lr: float = Field(default=1e-2, gt=0)
+    architecture_lr: float = Field(default=3e-2, gt=0)
     """Learning rate of the architecture weights."""
     architecture_rows: Literal["held-out", "training"] = "held-out"
     """Rows that teach the architecture weights: a share that the other weights never train on, or, as

@@ -25,6 +25,7 @@ from headwater.models.ctr.interaction_search import (
     InteractionSearch,
     Sizes,
     choose,
+    frequent_share,
     held_out,
     mutual_information,
     temperature,
@@ -415,3 +416,8 @@ def test_one_method_may_be_given_for_all_pairs() -> None:
     config = config_of(architecture="memorise")
     assert [pair.method for pair in config.pairs] == ["memorise"] * 3
     assert config.second() == ()
+
+
+def test_the_frequent_share_leaves_out_missing_and_rare_values() -> None:
+    assert frequent_share(np.array([[10, 0], [60, 20], [4, 1], [5, 0]])) == pytest.approx(0.1)
+    assert frequent_share(np.zeros((2, 2), np.int64)) == 0

@@ -27,7 +27,7 @@ MODEL: dict[str, Any] = {
     "interaction_dim": 4,
     "hidden": [16],
     "min_count": 2,
-    "search": {"epochs": 6, "lr": 0.01, "architecture_lr": 0.05},
+    "search": {"epochs": 8, "lr": 0.01, "architecture_lr": 0.1, "l2": 1e-4},
 }
 
 
