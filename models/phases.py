@@ -68,6 +68,10 @@ class Stage(Protocol):
         """Folder of the phase, for artefacts; the run's own for the last phase."""
         ...
 
+    def write(self, name: str, content: bytes) -> None:
+        """Write an artefact into the folder, whole and durably, once for all ranks."""
+        ...
+
     def earlier(self, phase: str) -> Path:
         """Return the folder of a phase before this one, by its name."""
         ...

@@ -148,6 +148,10 @@ class Family:
         name = next(each for each in monitor.split("-") if not isfinite(values[each]))
         return self.metrics[name].undefined or f"{name} is not defined on these rows."
 
+    def monitor_of(self, job: Job) -> str:
+        """Return what decides in training: `train.monitor`, or the default of the family."""
+        return job.train.monitor or self.monitor
+
     def monitored(self, values: Mapping[str, float], monitor: str) -> float:
         """Return the value to be maximised: the gain of a metric, or of several joined by '-', summed."""
         return sum(self.metrics[name].gain(values[name]) for name in monitor.split("-"))

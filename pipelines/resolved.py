@@ -22,7 +22,7 @@ def resolve(job: Job) -> Job:
     _, config = job_model(job)
     mode, lr = how_tables_learn(job)
     sparse = job.train.sparse.model_copy(update={"mode": mode, "lr": lr})
-    monitor = job.train.monitor or family_of(job).monitor
+    monitor = family_of(job).monitor_of(job)
     train = job.train.model_copy(update={"sparse": sparse, "monitor": monitor})
     return with_model(job.model_copy(update={"train": train, "tune": None}), config)
 

@@ -56,9 +56,9 @@ class FoundPair(Pair):
         return Pair(columns=self.columns, method=self.method)
 
 
-def write_architecture(pairs: Sequence[FoundPair], path: Path) -> None:
-    """Write what a search found."""
-    path.write_text(tomli_w.dumps({"pairs": [pair.model_dump(mode="json") for pair in pairs]}))
+def architecture_file(pairs: Sequence[FoundPair]) -> bytes:
+    """Return the content of `architecture.toml` for what a search found."""
+    return tomli_w.dumps({"pairs": [pair.model_dump(mode="json") for pair in pairs]}).encode()
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:

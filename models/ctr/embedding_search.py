@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,7 +15,6 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from headwater.feature_store.errors import JobError
@@ -149,11 +147,10 @@ class TrainSupernet:
             )
         placement = stage.build(config, self.mode)
         search_space(placement.network.embeddings, config, None)
-        first = stage.folder / FIRST
-        if not first.is_file():
+        if not (stage.folder / FIRST).is_file():
             weights = io.BytesIO()
             torch.save(first_weights(placement.network), weights)
-            _write(first, weights.getvalue())
+            stage.write(FIRST, weights.getvalue())
         steps = config.search.epochs * stage.steps()
         strategy = Supernet(placement, stage.learn, config=config, steps=steps)
         stage.descend(placement, strategy, keep="last", epochs=config.search.epochs)
@@ -219,7 +216,7 @@ class Evolve:
         weights = compact_weights(first, config.with_features(features), kept, list(features))
         files = Chosen(found, kept, weights).files()
         for name in FILES:
-            _write(stage.folder / name, files[name])
+            stage.write(name, files[name])
         stage.note(_summary(found))
 
     def _evolve(
@@ -258,7 +255,8 @@ class Evolve:
                 evolution.tell({each.dimensions: each.fitness for each in new})
                 done.candidates += new
                 done.generations = evolution.generation
-                _write(path, msgspec.json.format(msgspec.json.encode(done), indent=1))
+                content = msgspec.json.format(msgspec.json.encode(done), indent=1)
+                stage.write(CANDIDATES, content)
                 bar.advance(len(new))
         return evolution, done
 
@@ -330,10 +328,9 @@ class Retrain:
         source = stage.earlier(EVOLVE) if path is None else folder_of(Path(path))
         # Once the run has its own copy, it goes on without the source.
         chosen = read_chosen(source if source.is_dir() else stage.folder)
-        is_first = not dist.is_initialized() or dist.get_rank() == 0
-        if is_first and source.is_dir():
+        if source.is_dir():
             for name in FILES:
-                _write(stage.folder / name, (source / name).read_bytes())
+                stage.write(name, (source / name).read_bytes())
         config = config.with_features(chosen.architecture.features)
         placement = stage.build(config)
         load_chosen(placement.network, config, chosen)
@@ -348,13 +345,3 @@ def _summary(found: Architecture) -> str:
         f"kept {kept:,} of {rows:,} rows; dimensions {min(dims)} to {max(dims)} of {found.embedding_dim}; "
         f"{found.bytes:,} bytes; AUC {found.auc:.5f} by the weights of the search"
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -9,7 +9,6 @@ B rows, P pairs.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
@@ -27,8 +26,8 @@ from headwater.models.ctr.architecture import (
     METHODS,
     FoundPair,
     Method,
+    architecture_file,
     read_architecture,
-    write_architecture,
 )
 from headwater.models.ctr.optinter_config import OptInterConfig
 from headwater.models.phases import Descend, Stage
@@ -231,7 +230,7 @@ class Search:
                 config.pairs, methods, torch.softmax(weights_P3, 1).tolist(), strict=True
             )
         ]
-        write_architecture(found, stage.folder / ARCHITECTURE)
+        stage.write(ARCHITECTURE, architecture_file(found))
         counts = ", ".join(f"{methods.count(method)} {method}" for method in METHODS)
         stage.note(f"of {len(found)} pairs: {counts}")
 
@@ -247,10 +246,8 @@ class Retrain:
     def run(self, stage: Stage) -> None:
         """Carry the phase to its end."""
         source = stage.earlier("search") / ARCHITECTURE
-        pairs = read_architecture(source)
-        if (target := stage.folder / ARCHITECTURE) != source:
-            shutil.copyfile(source, target)
-        chosen = tuple(pair.chosen for pair in pairs)
+        stage.write(ARCHITECTURE, source.read_bytes())
+        chosen = tuple(pair.chosen for pair in read_architecture(source))
         Descend(OneLoss).train(stage, stage.config.model_copy(update={"architecture": chosen}))
 
 

@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from headwater.feature_store.errors import JobError
+from headwater.models.ctr.architecture import ARCHITECTURE
 
-ARCHITECTURE, ROWS, INITIAL = "architecture.toml", "rows.arrow", "initial.pt"
+ROWS, INITIAL = "rows.arrow", "initial.pt"
 FILES = (INITIAL, ROWS, ARCHITECTURE)
 """In the order in which they are written: with the last one all are there."""
 

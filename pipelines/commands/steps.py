@@ -30,10 +30,8 @@ def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A
         Job file (TOML).
     """
     from headwater.pipelines import export, prepare, train
-    from headwater.pipelines.checking.validation import require_sound
 
-    declared = _load(job, set)
-    require_sound(declared, job)
+    declared = _load_sound(job, set)
     trained = train(declared, prepare(declared))
     result = evaluate_and_report(trained)
     release = export(trained)
@@ -89,8 +87,7 @@ def train(
         trained = train_job(run.job, prepare_job(run.job), run=run, resume=True)
     else:
         assert job is not None
-        declared = _load(job, set)
-        require_sound(declared, job)
+        declared = _load_sound(job, set)
         trained = train_job(declared, prepare_job(declared))
     if not find_ranks().is_first:
         return  # which alone has the metrics, and of several results one is enough
@@ -109,10 +106,8 @@ def search(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa
     """
     from headwater.pipelines import prepare as prepare_job
     from headwater.pipelines import train as train_job
-    from headwater.pipelines.checking.validation import require_sound
 
-    declared = _load(job, set)
-    require_sound(declared, job)
+    declared = _load_sound(job, set)
     found = train_job(declared, prepare_job(declared), search_only=True)
     architecture = found.architecture
     lines = [
@@ -261,6 +256,15 @@ def _load(job: Path, overrides: list[str] | None) -> Job:
     from headwater.pipelines import load_job
 
     return load_job(job, overrides or ())
+
+
+def _load_sound(job: Path, overrides: list[str] | None) -> Job:
+    """Return a job whose settings can train here; JobError has a line for each that cannot."""
+    from headwater.pipelines.checking.validation import require_sound
+
+    declared = _load(job, overrides)
+    require_sound(declared, job)
+    return declared
 
 
 def _trained(

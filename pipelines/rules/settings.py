@@ -138,7 +138,7 @@ def _monitor_problems(job: Job, family: Family) -> list[str]:
     return [
         f"train.monitor: {name!r} is no metric of a {family.name} model."
         f"{did_you_mean(name, family.metrics)}"
-        for name in (job.train.monitor or family.monitor).split("-")
+        for name in family.monitor_of(job).split("-")
         if name not in family.metrics
     ]
 

@@ -103,7 +103,7 @@ class Loop:
         self.record: TrainingRecord | None = None
         """The record of the training, once it has ended."""
         self.family = family_of(job)
-        self.monitor = job.train.monitor or self.family.monitor
+        self.monitor = self.family.monitor_of(job)
         self.examples = examples
         self.at = _Position()
         self.plateau = Plateau.of(self.settings)

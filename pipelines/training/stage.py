@@ -121,6 +121,11 @@ class TrainingStage:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def write(self, name: str, content: bytes) -> None:
+        """Write an artefact into the folder, whole and durably, once for all ranks; OutputError else."""
+        if self.training.ranks.is_first:
+            write_whole(self.folder / name, content)
+
     def earlier(self, phase: str) -> Path:
         """Return the folder of a phase before this one, by its name."""
         names = [each.name for each in self.training.phases[: self.number]]
@@ -193,7 +198,7 @@ class TrainingStage:
         """Return what `train.monitor` says of metrics, to be maximised."""
         job = self.training.job
         family = family_of(job)
-        return family.monitored(values, job.train.monitor or family.monitor)
+        return family.monitored(values, family.monitor_of(job))
 
     def progress(self, description: str, total: int, unit: str) -> Progress:
         """Return a bar of progress, as a context manager."""

@@ -149,7 +149,7 @@ class _Tuner:
         self.job = job.model_copy(update={"tune": None})
         self.tune, self.folder, self.prepared, self.trials = tune, folder, prepared, trials
         self.family = family_of(job)
-        self.metric = tune.metric or job.train.monitor or self.family.monitor
+        self.metric = tune.metric or self.family.monitor_of(job)
 
     def run(self) -> None:
         """Carry out the trials that are left."""

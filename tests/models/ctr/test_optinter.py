@@ -20,7 +20,7 @@ from headwater.feature_store.encoders import Crossed, Identity, Quantiles, Vocab
 from headwater.feature_store.errors import JobError
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
-from headwater.models.ctr.architecture import METHODS, FoundPair, Pair, write_architecture
+from headwater.models.ctr.architecture import METHODS, FoundPair, Pair, architecture_file
 from headwater.models.ctr.interaction_search import (
     InteractionSearch,
     Sizes,
@@ -385,7 +385,7 @@ def test_an_architecture_is_read_from_the_file_of_a_search(tmp_path: Path) -> No
         )
         for pair, method in zip(PAIRS, MIXED, strict=True)
     ]
-    write_architecture(found, tmp_path / "architecture.toml")
+    (tmp_path / "architecture.toml").write_bytes(architecture_file(found))
     config = config_of(architecture=str(tmp_path / "architecture.toml"))
     assert config.architecture == tuple(
         Pair(columns=pair, method=cast("Any", method))
