@@ -9,10 +9,15 @@ import json
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from headwater.models.network import Network
+    from headwater.pipelines.prepared import Prepared
+    from headwater.pipelines.runs.run import Run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -149,14 +154,8 @@ class Workshop:
 
 def _train(training: Training, data: Path, work: Path) -> dict[str, Any]:
     # Only here: a reader of tables needs no torch.
-    import torch
-
-    from headwater.pipelines.families.ctr import CTR
-    from headwater.pipelines.family import Reading, Scoring
     from headwater.pipelines.job import parse_job
     from headwater.pipelines.preparing.prepare import prepare
-    from headwater.pipelines.ranks import Ranks
-    from headwater.pipelines.runs.trained import load_trained
     from headwater.pipelines.training.train import train
 
     values = tomllib.loads((EXAMPLES / f"{training.data}.toml").read_text(encoding="utf-8"))
@@ -175,17 +174,35 @@ def _train(training: Training, data: Path, work: Path) -> dict[str, Any]:
     started_s = time.process_time()
     run = train(job, prepared, runs=work / "training" / training.name)
     cpu_s = time.process_time() - started_s
-    metrics = run.metrics
+    result = {**asdict(training), **reached(run, prepared), "cpu_s": cpu_s}
+    shutil.rmtree(work / "training" / training.name)
+    return result
+
+
+def reached(
+    run: Run, prepared: Prepared, change: Callable[[Network], None] | None = None
+) -> dict[str, Any]:
+    """Return what a run reached; the test rows are scored here, by the network that `change` has changed."""
+    import torch
+
+    from headwater.pipelines.families.ctr import CTR
+    from headwater.pipelines.family import Reading, Scoring
+    from headwater.pipelines.ranks import Ranks
+    from headwater.pipelines.runs.trained import load_trained
+
+    metrics, batch_size = run.metrics, run.job.train.batch_size
     device = torch.device("cpu")
     placement = load_trained(run, prepared.schema, device)
-    batches = CTR.examples(prepared, "test", Reading(job.train.batch_size), Ranks(), device)
-    scoring = Scoring(placement, prepared, Ranks(), job.train.batch_size, run.scores)
-    found = CTR.measure(scoring, batches, "test")
+    if change is not None:
+        change(placement.network)
+    batches = CTR.examples(prepared, "test", Reading(batch_size), Ranks(), device)
+    found = CTR.measure(
+        Scoring(placement, prepared, Ranks(), batch_size, run.scores), batches, "test"
+    )
     valid = metrics.of("valid")
     assert found is not None
     assert valid is not None
-    result = {
-        **asdict(training),
+    return {
         "valid_auc": valid["auc"],
         "valid_logloss": valid["logloss"],
         "test_auc": found["auc"],
@@ -194,7 +211,4 @@ def _train(training: Training, data: Path, work: Path) -> dict[str, Any]:
         "best_epoch": metrics.training.best_epoch,
         "history": [epoch.valid["auc"] for epoch in metrics.history],
         "parameters": metrics.training.parameters,
-        "cpu_s": cpu_s,
     }
-    shutil.rmtree(work / "training" / training.name)
-    return result

@@ -1,0 +1,1 @@
+"""Models that answer a query with items."""
