@@ -28,6 +28,7 @@ from search_runs import Study
 from headwater.models.ctr.architecture import FoundPair, Method, read_architecture
 from headwater.models.ctr.interaction_search import Sizes, choose
 from headwater.models.ctr.optembed_config import OptEmbedConfig
+from headwater.models.ctr.optinter_config import OptInterConfig
 from headwater.models.ctr.pruned_weights import compact_weights
 from headwater.models.ctr.pruning import read_chosen
 from headwater.pipelines.job_model import job_model
@@ -76,13 +77,18 @@ def optinter(*, frappe: Path | None = None, ml100k: Path | None = None, work: Pa
                 found = read_architecture(own[seed])
                 sizes = _sizes(study, plain, found)
                 limit = int(share * everything)
+                if limit < sizes.main:
+                    break
                 methods = _within(found, sizes, study, plain, limit)
-                name = f"optinter-{share:g}"
-                results.append(_trained(study, name, plain, found, methods, l2, seed))
+                held = sizes.total(_config(study, plain), methods)
+                results.append(_trained(study, f"optinter-{held}", plain, found, methods, l2, seed))
                 for number in range(RANDOM):
                     drawn = _random(found, methods, sizes, study, plain, seed * RANDOM + number)
-                    name = f"random{number}-{share:g}"
+                    name = f"random{number}-{held}"
                     others.append(_trained(study, name, plain, found, drawn, l2, seed))
+            if not results:
+                rows.append([f"{share:.0%}: below the main table", *[""] * (len(HEAD) - 1)])
+                continue
             rows.append(_row(f"OptInter, {share:.0%}", results))
             rows.append(_row(f"random, {share:.0%}", others))
         search_s = mean(cpu_s for _, cpu_s in searched.values())
@@ -94,8 +100,7 @@ def optinter(*, frappe: Path | None = None, ml100k: Path | None = None, work: Pa
 
 def _sizes(study: Study, plain: Mapping[str, Any], found: Sequence[FoundPair]) -> Sizes:
     """Return the bytes of the tables of a search."""
-    job = study.job(plain, 0.0, 1)
-    _, config = job_model(job)
+    job, config = study.job(plain, 0.0, 1), _config(study, plain)
     sizes = {c.name: c.cardinality for c in study.prepared(job).schema.columns}
     width = 4 * config.interaction_dim
     return Sizes(
@@ -110,9 +115,8 @@ def _within(
     found: Sequence[FoundPair], sizes: Sizes, study: Study, plain: Mapping[str, Any], limit: int
 ) -> list[Method]:
     """Return the methods that the search would have chosen with `max_bytes`."""
-    _, config = job_model(study.job(plain, 0.0, 1))
     weights_P3 = torch.tensor([pair.strength for pair in found], dtype=torch.float64).log()
-    config = config.model_copy(update={"max_bytes": limit})
+    config = _config(study, plain).model_copy(update={"max_bytes": limit})
     return choose(weights_P3, sizes, config)
 
 
@@ -124,18 +128,25 @@ def _random(
     plain: Mapping[str, Any],
     seed: int,
 ) -> list[Method]:
-    """Return random methods of equal bytes: memorised pairs while they fit, as many factorised ones."""
-    _, config = job_model(study.job(plain, 0.0, 1))
+    """Return random methods of at most as many bytes: as many factorised pairs, then memorised ones."""
+    config = _config(study, plain)
     rng, limit = random.Random(seed), sizes.total(config, methods)
-    order = rng.sample(range(len(found)), len(found))
     drawn: list[Method] = ["naive"] * len(found)
-    for place in order[: methods.count("factorise")]:
-        drawn[place] = "factorise"
-    for place in order[methods.count("factorise") :]:
-        drawn[place] = "memorise"
-        if sizes.total(config, drawn) > limit:
+    for place in rng.sample(range(len(found)), len(found)):
+        wants_product = drawn.count("factorise") < methods.count("factorise")
+        for method in ("factorise", "memorise") if wants_product else ("memorise",):
+            drawn[place] = method
+            if sizes.total(config, drawn) <= limit:
+                break
             drawn[place] = "naive"
     return drawn
+
+
+def _config(study: Study, plain: Mapping[str, Any]) -> OptInterConfig:
+    """Return the settings of a search."""
+    _, config = job_model(study.job(plain, 0.0, 1))
+    assert isinstance(config, OptInterConfig)
+    return config
 
 
 def _trained(
