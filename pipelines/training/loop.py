@@ -222,13 +222,7 @@ class Loop:
             # Each rank keeps batch statistics of its own rows; the checkpoint holds those of rank 0.
             for buffer in self.placement.network.model.buffers():
                 dist.broadcast(buffer, 0)
-        scoring = Scoring(
-            self.placement,
-            self.prepared,
-            self.ranks,
-            self.settings.batch_size,
-            self.run.scores,
-        )
+        scoring = Scoring(self.job, self.placement, self.prepared, self.ranks, self.run.scores)
         found = self.family.measure(scoring, self.examples["valid"], "valid")
         values = None if found is None else dict(found)
         if values is not None and not math.isfinite(self._monitored(values)):

@@ -140,7 +140,7 @@ class TrainingStage:
         self.examples = dict(training.examples) if same else {}
         if training.is_last(self.number) and training.ranks.is_first:
             training.run.record_model(job)
-        network = job_network(job, self.prepared.schema, mode)
+        network = job_network(job, self.prepared, mode)
         return place(network, training.device, self.learn)
 
     def load(self, placement: Placement, phase: str) -> None:
@@ -191,8 +191,10 @@ class TrainingStage:
 
     def evaluate(self, score: Callable[[Any], Tensor]) -> list[Mapping[str, float]]:
         """Return the validation metrics of candidates, as `models.phases.Stage` says."""
+        measure_all = family_of(self.training.job).measure_all
+        assert measure_all is not None, "a phase that compares candidates is of a family that can"
         with torch.no_grad():
-            return family_of(self.training.job).measure_all(score, self.batches("valid"))
+            return measure_all(score, self.batches("valid"))
 
     def monitored(self, values: Mapping[str, float]) -> float:
         """Return what `train.monitor` says of metrics, to be maximised."""
@@ -257,7 +259,7 @@ def open_split(
         verify=ranks.local_rank == 0,
         numbered=numbered,
     )
-    return family_of(job).examples(prepared, split, reading, ranks, device)
+    return family_of(job).examples(job, prepared, split, reading, ranks, device)
 
 
 def run_phases(training: Training, *, resume: bool, search_only: bool = False) -> Loop | None:
