@@ -16,7 +16,7 @@ from headwater.models.placement.place import place
 from headwater.models.placement.placement import Placement
 from headwater.models.placement.settings import LearnSettings
 from headwater.models.registry import may_add_columns
-from headwater.models.strategy import Strategy
+from headwater.models.strategy import OneLoss, Strategy
 from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.family import Reading, family_of
@@ -165,8 +165,23 @@ class TrainingStage:
     ) -> None:
         """Train a network to the plateau or the last epoch, as `models.phases.Stage` says."""
         assert strategy.placement is placement, "a strategy trains the network that it was made for"
+        loop = self._loop(strategy, keep, epochs)
+        if self.resumes:
+            loop.resume()
+        loop.train()
+        self.ended = loop
+        if loop.kept < len(loop.history) and not self.training.is_last(self.number):
+            # Of the last phase the checkpoint has them, and reading it again would double the memory.
+            _load_best(placement, self.folder)
+
+    def keep(self, placement: Placement) -> None:
+        """Measure a network that needs no descent, and end with its weights."""
+        self.ended = self._loop(OneLoss(placement, self.learn), "last", None)
+        self.ended.solved()
+
+    def _loop(self, strategy: Strategy[Any], keep: Keep, epochs: int | None) -> Loop:
         training = self.training
-        loop = Loop(
+        return Loop(
             training.job,
             self.prepared,
             {
@@ -181,13 +196,6 @@ class TrainingStage:
             epochs=epochs,
             after_epoch=training.after_epoch if training.is_last(self.number) else None,
         )
-        if self.resumes:
-            loop.resume()
-        loop.train()
-        self.ended = loop
-        if loop.kept < len(loop.history) and not training.is_last(self.number):
-            # Of the last phase the checkpoint has them, and reading it again would double the memory.
-            _load_best(placement, self.folder)
 
     def evaluate(self, score: Callable[[Any], Tensor]) -> list[Mapping[str, float]]:
         """Return the validation metrics of candidates, as `models.phases.Stage` says."""
