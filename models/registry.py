@@ -17,6 +17,9 @@ MODELS = {
     "finalmlp": "headwater.models.ctr.finalmlp:FinalMLP",
     "optinter": "headwater.models.ctr.optinter:OptInter",
     "optembed": "headwater.models.ctr.optembed:OptEmbed",
+    "bpr_mf": "headwater.models.retrieval.bpr_mf:BPRMF",
+    "lightgcn": "headwater.models.retrieval.lightgcn:LightGCN",
+    "dccf": "headwater.models.retrieval.dccf:DCCF",
 }
 
 ADDING_COLUMNS = frozenset({"optinter"})
