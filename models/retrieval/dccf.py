@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from headwater.models.base import ModelConfig
 from headwater.models.graphs import user_item_graph
 from headwater.models.phases import Descend, Phase
 from headwater.models.retrieval.contrast import contrast
@@ -32,7 +33,7 @@ class Views:
     local_VD: Tensor
     """Over the graph as it is."""
     others: tuple[Tensor, ...]
-    """Intents, graph-adaptive, intent-adaptive: those that the settings have."""
+    """Graph-adaptive, intents, intent-adaptive: those that the settings have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,15 @@ class DCCF(PairwiseModel):
         self.user_intent_DK = nn.Parameter(torch.empty(shape))
         self.item_intent_DK = nn.Parameter(torch.empty(shape))
         self.term_weight_4 = nn.Parameter(torch.ones(4)) if config.learn_terms else None
+        """Weights of the messages: local, graph-adaptive, intents, intent-adaptive."""
         init = nn.init.xavier_normal_ if config.init == "xavier_normal" else nn.init.xavier_uniform_
         for weight in (*self.known(), self.user_intent_DK, self.item_intent_DK):
             init(weight)
 
     @classmethod
-    def phases(cls, config: DCCFConfig) -> tuple[Phase, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def phases(cls, config: ModelConfig) -> tuple[Phase, ...]:
         """Return one descent on one loss, which ends with the epoch that the settings keep."""
+        assert isinstance(config, DCCFConfig)
         return (Descend(OneLoss, keep=config.keep, mode="dense"),)
 
     def intents(self, node_VD: Tensor) -> Tensor:
@@ -77,21 +80,20 @@ class DCCF(PairwiseModel):
     def layer(self, node_VD: Tensor) -> tuple[Tensor, Views]:
         """Return the vectors after one layer, and its views."""
         config, graph = self.config, self.graph
-        local_VD = graph.propagate(node_VD)
-        views: dict[int, Tensor] = {}
+        views = {0: graph.propagate(node_VD)}
+        if config.graph_adaptive_view:
+            views[1] = graph.propagate_alike(views[0], node_VD)
         if config.intent_view or config.intent_adaptive_view:
             intent_VD = self.intents(node_VD)
             if config.intent_view:
-                views[1] = intent_VD
+                views[2] = intent_VD
             if config.intent_adaptive_view:
                 views[3] = graph.propagate_alike(intent_VD, node_VD)
-        if config.graph_adaptive_view:
-            views[2] = graph.propagate_alike(local_VD, node_VD)
-        total_VD = node_VD
-        for term, message_VD in ({0: local_VD} | views).items():
-            weight = self.term_weight_4
-            total_VD = total_VD + (message_VD if weight is None else weight[term] * message_VD)
-        return total_VD, Views(local_VD, tuple(views.values()))
+        total_VD, weight_4 = node_VD, self.term_weight_4
+        for term, message_VD in views.items():
+            total_VD = total_VD + (message_VD if weight_4 is None else weight_4[term] * message_VD)
+        local_VD, *others = views.values()
+        return total_VD, Views(local_VD, tuple(others))
 
     def encode(self) -> tuple[Tensor, tuple[Views, ...]]:
         """Return the sum of all layers, (V, D), and the views of each."""
