@@ -69,10 +69,7 @@ class Graph(nn.Module):
         """
         dtype = self.weight_E.dtype
         unit_VD = nn.functional.normalize(alike_VD.to(dtype))
-        total_VD, weight_V = _propagate_alike(self, unit_VD, node_VD.to(dtype))
-        is_weighed_V = weight_V > _LEAST_SUM
-        scale_V = torch.where(is_weighed_V, 1 / torch.where(is_weighed_V, weight_V, 1.0), 0.0)
-        return total_VD * scale_V.unsqueeze(1)
+        return _propagate_alike(self, unit_VD, node_VD.to(dtype))
 
     def likeness(self, unit_VD: Tensor) -> Tensor:
         """Return (1 + cosine) / 2 of the unit vectors at the ends of each edge, in [0, 1]: (E,)."""
@@ -110,39 +107,39 @@ class _Propagate(torch.autograd.Function):
 
 
 class _PropagateAlike(torch.autograd.Function):
-    """A X and A 1, where A_ht = (1 + n_h n_t) / 2 at the edges, for unit vectors n.
+    """Q = A X / A 1, where A_ht = (1 + n_h n_t) / 2 at the edges, for unit vectors n.
 
-    A is symmetric, so the gradient of X is A times that of A X. Edge (h, t) gets the gradient g_h x_t + s_h,
-    where g and s are those of A X and A 1; both directions of an edge read the same product n_h n_t, so n_h
-    gets half the sum over t of (g_h x_t + s_h + g_t x_h + s_t) n_t: one sampled product of concatenated rows
-    gives the brackets. No array of E vectors is made, forward or backward.
+    Let g be the gradient of Q divided by the sums A 1. A is symmetric, so the gradient of X is A g. Edge
+    (h, t) gets g_h x_t + s_h, where s_h = -g_h q_h comes through the sum of h. Both directions of an edge read
+    the same n_h n_t, so n_h gets half the sum over t of (g_h x_t + s_h + g_t x_h + s_t) n_t: one sampled
+    product of concatenated rows gives the brackets. No array of E vectors is made, forward or backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, graph: Graph, unit_VD: Tensor, node_VD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, graph: Graph, unit_VD: Tensor, node_VD: Tensor) -> Tensor:
         weight_E = graph.likeness(unit_VD)
+        sum_V1 = _product(graph, weight_E, node_VD.new_ones(len(node_VD), 1))
+        scale_V1 = torch.where(sum_V1 > _LEAST_SUM, 1 / sum_V1, 0.0)
+        mean_VD = _product(graph, weight_E, node_VD).mul_(scale_V1)
         ctx.graph = graph
-        ctx.save_for_backward(weight_E, unit_VD, node_VD)
-        one_V1 = node_VD.new_ones(len(node_VD), 1)
-        return (
-            _product(graph, weight_E, node_VD),
-            _product(graph, weight_E, one_V1).squeeze(1),
-        )
+        ctx.save_for_backward(weight_E, unit_VD, node_VD, mean_VD, scale_V1)
+        return mean_VD
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         graph: Graph = ctx.graph
-        weight_E, unit_VD, node_VD = ctx.saved_tensors
-        total_VD, weight_V1 = grads[0], grads[1].unsqueeze(1)
-        one_V1 = torch.ones_like(weight_V1)
+        weight_E, unit_VD, node_VD, mean_VD, scale_V1 = ctx.saved_tensors
+        grad_VD = grads[0] * scale_V1
+        sum_grad_V1 = -torch.linalg.vecdot(grad_VD, mean_VD).unsqueeze(1)
+        one_V1 = torch.ones_like(scale_V1)
         bracket = torch.sparse.sampled_addmm(
-            graph.matrix(torch.zeros_like(weight_E)),
-            torch.cat([total_VD, node_VD, weight_V1, one_V1], 1),
-            torch.cat([node_VD, total_VD, one_V1, weight_V1], 1).T,
+            graph.matrix(weight_E),
+            torch.cat([grad_VD, node_VD, sum_grad_V1, one_V1], 1),
+            torch.cat([node_VD, grad_VD, one_V1, sum_grad_V1], 1).T,
             beta=0,
         )
         unit_grad_VD = _product(graph, bracket.values(), unit_VD).mul_(0.5)
-        return None, unit_grad_VD, _product(graph, weight_E, total_VD)
+        return None, unit_grad_VD, _product(graph, weight_E, grad_VD)
 
 
 def _product(graph: Graph, value_E: Tensor, node_VD: Tensor) -> Tensor:
@@ -154,5 +151,5 @@ def _propagate(graph: Graph, node_VD: Tensor) -> Tensor:
     return _Propagate.apply(graph, node_VD)
 
 
-def _propagate_alike(graph: Graph, unit_VD: Tensor, node_VD: Tensor) -> tuple[Tensor, Tensor]:
+def _propagate_alike(graph: Graph, unit_VD: Tensor, node_VD: Tensor) -> Tensor:
     return _PropagateAlike.apply(graph, unit_VD, node_VD)

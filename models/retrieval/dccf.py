@@ -141,14 +141,16 @@ class DCCF(PairwiseModel):
             positives = torch.cat([positives, negatives])
         users, items = users.unique(), positives.unique()
         num_items = len(users) if config.item_mean == "users" else len(items)
+        rows, sizes = torch.cat([users, items]), [len(users), len(items)]
         total = self.node_VD.new_zeros(())
-        for rows, count in ((users, len(users)), (items, num_items)):
-            for views in layers:
-                local_nD = views.local_VD[rows]
-                for other_VD in views.others:
+        for views in layers:
+            local = views.local_VD[rows].split(sizes)
+            for other_VD in views.others:
+                other = other_VD[rows].split(sizes)
+                for side, count in enumerate((len(users), num_items)):
                     term = contrast(
-                        local_nD,
-                        other_VD[rows],
+                        local[side],
+                        other[side],
                         temperature=config.temperature,
                         block=config.contrast_block,
                     )

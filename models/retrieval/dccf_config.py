@@ -37,7 +37,7 @@ class DCCFConfig(ModelConfig):
     """Items of a batch that are contrasted: those that users had, or with the drawn ones (`sslrec`)."""
     item_mean: Literal["items", "users"] = "items"
     """Number by which an item term of the contrast is divided: its items, or the users (`sslrec`)."""
-    contrast_block: PositiveInt = 1024
+    contrast_block: PositiveInt = 256
     """Rows of the contrast at a time; its memory is so many times the distinct users or items of a batch."""
     init: Literal["xavier_normal", "xavier_uniform"] = "xavier_normal"
     """First values of table and prototypes; uniform in `sslrec`."""

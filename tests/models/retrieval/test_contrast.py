@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headwater.models.retrieval.contrast import contrast
 
@@ -34,9 +36,9 @@ def test_equal_views_of_orthogonal_things_give_the_closed_form(temperature: floa
 
 @pytest.mark.parametrize("block", [1, 3, 7, 100])
 def test_any_block_gives_the_loss_and_gradients_of_the_formula(block: int) -> None:
-    found, expected = ([each.clone().requires_grad_() for each in views()] for _ in range(2))
-    loss = contrast(*found, temperature=0.2, block=block)
-    whole = plain(*expected, 0.2)
+    found, expected = (tuple(each.clone().requires_grad_() for each in views()) for _ in range(2))
+    loss = contrast(found[0], found[1], temperature=0.2, block=block)
+    whole = plain(expected[0], expected[1], 0.2)
     torch.testing.assert_close(loss, whole)
     (3 * loss).backward()
     (3 * whole).backward()
@@ -73,17 +75,19 @@ def test_small_temperatures_stay_finite() -> None:
     assert torch.isfinite(contrast(anchor_nD, other_nD, temperature=1e-3, block=3))
 
 
-def test_no_more_cosines_than_a_block_has_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_cosines_than_a_block_has_are_kept() -> None:
     sizes: list[int] = []
-    views_nD = [each.requires_grad_() for each in views(200, 4)]
+    anchor_nD, other_nD = (each.requires_grad_() for each in views(200, 4))
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
             if isinstance(out, Tensor):
                 sizes.append(out.numel())
             return out
 
     with Watch():
-        contrast(*views_nD, temperature=1.0, block=10).backward()
+        contrast(anchor_nD, other_nD, temperature=1.0, block=10).backward()
     assert max(sizes) == 10 * 200

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headwater.models.retrieval.bpr_mf import BPRMF, BPRMFConfig
 from headwater.models.retrieval.interactions import Interactions, Pairs, Queries
@@ -67,9 +67,8 @@ def test_the_loss_is_the_published_one_times_the_examples(
 
 def test_lightgcn_without_layers_is_bpr_mf() -> None:
     batch = make_batch()
-    losses: list[Tensor] = []
-    for model in (make(LightGCN, num_layers=0), make(BPRMF)):
-        losses.append(model.loss(model(batch), batch))
+    models = (make(LightGCN, num_layers=0), make(BPRMF))
+    losses = [model.loss(model(batch), batch) for model in models]
     assert torch.equal(*losses)
 
 
