@@ -110,8 +110,8 @@ class _PropagateAlike(torch.autograd.Function):
     """Q = A X / A 1, where A_ht = (1 + n_h n_t) / 2 at the edges, for unit vectors n.
 
     Let g be the gradient of Q divided by the sums A 1. A is symmetric, so the gradient of X is A g. Edge
-    (h, t) gets g_h x_t + s_h, where s_h = -g_h q_h comes through the sum of h. Both directions of an edge read
-    the same n_h n_t, so n_h gets half the sum over t of (g_h x_t + s_h + g_t x_h + s_t) n_t: one sampled
+    (h, t) gets g_h x_t + s_h, where s_h = -g_h q_h comes through the sum of h. Both directions of an edge
+    read the same n_h n_t, so n_h gets half the sum over t of (g_h x_t + s_h + g_t x_h + s_t) n_t: one sampled
     product of concatenated rows gives the brackets. No array of E vectors is made, forward or backward.
     """
 
