@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headwater.models.graphs import Graph, user_item_graph
 from headwater.models.retrieval.interactions import Interactions
-
-Make = Callable[..., Interactions]
 
 
 def make_interactions(pairs: list[tuple[int, int]], num_users: int, num_items: int) -> Interactions:
@@ -189,6 +188,27 @@ def test_products_stay_in_float32_under_autocast() -> None:
     assert torch.equal(found_VD, plain_VD)
     assert half_VD.dtype == torch.float32
     half_VD.sum().backward()
+
+
+def test_nothing_larger_than_a_number_an_edge_is_made() -> None:
+    size, dim = 40, 8
+    pairs = [(user, item) for user in range(2, size) for item in range(2, size)]
+    graph = user_item_graph(make_interactions(pairs, size, size))
+    node_VD = torch.randn(2 * size, dim, requires_grad=True)
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.layout == torch.strided:
+                sizes.append(out.numel())
+            return out
+
+    with Watch():
+        graph.propagate_alike(graph.propagate(node_VD), node_VD).sum().backward()
+    assert max(sizes) == len(graph.node_E) == 2 * len(pairs)
 
 
 def test_no_checkpoint_holds_the_graph(graph: Graph) -> None:
