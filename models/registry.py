@@ -7,7 +7,7 @@ from typing import Any
 
 from headwater.feature_store.errors import JobError, did_you_mean
 
-MODELS = {
+CTR_MODELS = {
     "logistic_regression": "headwater.models.ctr.logistic_regression:LogisticRegression",
     "fm": "headwater.models.ctr.fm:FM",
     "dnn": "headwater.models.ctr.dnn:DNN",
@@ -18,6 +18,12 @@ MODELS = {
     "optinter": "headwater.models.ctr.optinter:OptInter",
     "optembed": "headwater.models.ctr.optembed:OptEmbed",
 }
+RETRIEVAL_MODELS = {
+    "bpr_mf": "headwater.models.retrieval.bpr_mf:BPRMF",
+    "lightgcn": "headwater.models.retrieval.lightgcn:LightGCN",
+    "dccf": "headwater.models.retrieval.dccf:DCCF",
+}
+MODELS = CTR_MODELS | RETRIEVAL_MODELS
 
 ADDING_COLUMNS = frozenset({"optinter"})
 """Registered models with `columns` beside the declared ones; the others need not be imported to know it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.models.registry import MODELS
+from headwater.models.registry import CTR_MODELS
 from headwater.pipelines.console import note
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _data_lines(
 
 def _model_lines(guessed: Guess) -> Iterator[str]:
     features = {encoder["name"] for encoder, _ in guessed.columns}
-    others = ", ".join(name for name in MODELS if name != "finalmlp")
+    others = ", ".join(name for name in CTR_MODELS if name != "finalmlp")
     yield from ("", f"[model]  # also: {others}", 'type = "finalmlp"')
     yield from ("embedding_dim = 16", "hidden_1 = [128, 64]", "hidden_2 = [64]", "num_heads = 4")
     yield "gate_hidden = [64]"

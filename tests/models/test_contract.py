@@ -1,4 +1,4 @@
-"""What every registered model must do, whatever it computes."""
+"""What every registered click model must do, whatever it computes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sklearn.metrics import roc_auc_score
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.batch import Batch
 from headwater.models.network import count_parameters
-from headwater.models.registry import MODELS, load_model
+from headwater.models.registry import CTR_MODELS, load_model
 from headwater.models.strategy import OneLoss
 
-pytestmark = pytest.mark.parametrize("name", MODELS)
+pytestmark = pytest.mark.parametrize("name", CTR_MODELS)
 MODES = ["dense", "fused", "lazy"]
 SMALL: dict[str, dict[str, Any]] = {
     "fm": {"embedding_dim": 8},

@@ -11,7 +11,8 @@ import torch
 from headwater.feature_store.errors import JobError
 from headwater.models.base import ModelConfig
 from headwater.models.ctr.base import CTRModel
-from headwater.models.registry import MODELS, load_model
+from headwater.models.registry import CTR_MODELS, MODELS, load_model
+from headwater.models.retrieval.base import RetrievalModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -19,10 +20,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 @pytest.mark.parametrize("name", MODELS)
 def test_a_registered_model_keeps_its_own_config_and_says_where_it_comes_from(name: str) -> None:
     model_class = load_model(name)
-    assert issubclass(model_class, CTRModel)
+    assert issubclass(model_class, CTRModel if name in CTR_MODELS else RetrievalModel)
     assert issubclass(model_class.config_class, ModelConfig)
     module = model_class.__module__
-    assert module == f"headwater.models.ctr.{name}"
+    assert module == f"headwater.models.{model_class.family}.{name}"
 
 
 def test_a_model_of_ones_own_is_named_by_module_and_class() -> None:

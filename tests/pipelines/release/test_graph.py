@@ -15,7 +15,7 @@ import pytest
 
 from headwater.feature_store import schema as fs
 from headwater.models.network import Network
-from headwater.models.registry import MODELS
+from headwater.models.registry import CTR_MODELS
 from headwater.pipelines.release import builder
 from headwater.pipelines.release.graph import release_graph, release_layers, slot_tables
 from headwater.pipelines.release.parity import torch_scores
@@ -90,7 +90,7 @@ def arrays_of(rows: pl.DataFrame, names: list[str], schema: fs.Schema) -> dict[s
     return frame_to_arrays(rows, inputs)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CTR_MODELS)
 def test_graph_equals_network_for_every_model(
     model: str,
     click_schema: fs.Schema,

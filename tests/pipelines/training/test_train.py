@@ -88,8 +88,8 @@ def test_run_holds_its_job_metrics_log_and_best_checkpoint(
     assert Checkpoints(run.checkpoint).load("best") is not None
 
 
-@pytest.mark.parametrize("model", sorted(registry.MODELS))
-def test_one_loop_trains_every_model(
+@pytest.mark.parametrize("model", sorted(registry.CTR_MODELS))
+def test_one_loop_trains_every_click_model(
     tiny_job: TinyJob, tiny_prepared: Prepared, tmp_path: Path, model: str
 ) -> None:
     job = tiny_job(model={"type": model}, epochs=2, sparse={"lr": 0.2})
