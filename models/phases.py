@@ -113,6 +113,10 @@ class Stage(Protocol):
         """
         ...
 
+    def keep(self, placement: Placement) -> None:
+        """Measure a network that needs no descent, and end with its weights."""
+        ...
+
     def evaluate(self, score: Callable[[Any], Tensor]) -> list[Mapping[str, float]]:
         """Return the validation metrics of C candidates, whose logits `score` gives of a batch: (C, B).
 

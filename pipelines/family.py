@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headwater.feature_store.schema import Schema
     from headwater.models.network import Network
     from headwater.models.placement.placement import Placement
+    from headwater.models.tables.embeddings import Mode
     from headwater.pipelines.evaluation.records import Evaluation
     from headwater.pipelines.job import Job
     from headwater.pipelines.prepared import Prepared, SplitName
@@ -77,12 +78,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """A network and the prepared data that it is measured on."""
+    """A network of a job and the prepared data that it is measured on."""
 
+    job: Job
     placement: Placement
     prepared: Prepared
     ranks: Ranks
-    batch_size: int
     folder: Path
     """Folder of the scored rows."""
 
@@ -123,12 +124,14 @@ class Family:
     """The few metrics of a line of the log."""
     problems: Callable[[Job], list[str]]
     """Lines for what a job lacks or has wrong, beside the rules for all families."""
-    examples: Callable[[Prepared, SplitName, Reading, Ranks, Any], Examples]
-    """Batches of a split, on a device."""
+    network: Callable[[Job, Prepared, Mode], Network]
+    """The untrained network of a job on the CPU; JobError for a wrong `[model]` setting."""
+    least_rows: Callable[[Job, Prepared | None], int]
+    """Rows that a process needs for a step; JobError where the model asks for what its data lacks."""
+    examples: Callable[[Job, Prepared, SplitName, Reading, Ranks, Any], Examples]
+    """Batches of a split, on a device: of train those that teach, of others what is measured."""
     measure: Callable[[Scoring, Examples, SplitName], Mapping[str, float] | None]
     """Metrics of a split, on rank 0; every rank must call it. DataError where nothing can be measured."""
-    measure_all: Callable[[Callable[[Any], Tensor], Iterable[Any]], list[Mapping[str, float]]]
-    """Metrics of C candidates, whose outputs of a batch a function gives, (C, B); batches are read once."""
     non_finite: Callable[..., TrainingError]
     """The error for a loss that is not finite, with cause and remedy: `non_finite_loss` of training."""
     evaluate: Callable[[Scoring, Sequence[SplitName], Mapping[str, Any]], Evaluation]
@@ -142,6 +145,11 @@ class Family:
     release: Callable[[Trained, Manifest, Path], Manifest]
     """Write the files of a release into a folder, proven, and add to its manifest kind, graphs, artefacts and
     parity; JobError for a wrong `[export]` setting."""
+    measure_all: (
+        Callable[[Callable[[Any], Tensor], Iterable[Any]], list[Mapping[str, float]]] | None
+    ) = None
+    """Metrics of C candidates, whose outputs of a batch a function gives, (C, B); batches are read once. None
+    where no model of the family searches among candidates."""
 
     def why_undefined(self, values: Mapping[str, float], monitor: str) -> str:
         """Return why the monitor has no value, and the remedy."""

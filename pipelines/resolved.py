@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from headwater.feature_store.schema import Schema
-from headwater.models.network import Network, build_network
+from headwater.models.network import Network
 from headwater.models.placement.settings import LearnSettings
 from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.family import family_of
 from headwater.pipelines.job import Job
 from headwater.pipelines.job_model import job_model, with_model
+from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.ranks import Ranks, find_ranks
 
 
@@ -61,12 +61,9 @@ def learn_settings(job: Job) -> LearnSettings:
     )
 
 
-def job_network(job: Job, schema: Schema, mode: Mode | None = None) -> Network:
+def job_network(job: Job, prepared: Prepared, mode: Mode | None = None) -> Network:
     """Return the untrained network of a job on the CPU; JobError for a wrong `[model]` setting.
 
     Its tables are of the job's mode when `mode` is absent.
     """
-    model_class, config = job_model(job)
-    mode = mode or how_tables_learn(job)[0]
-    declared = [column.name for column in job.features.columns]
-    return build_network(schema, model_class, config, mode, job.train.seed, declared)
+    return family_of(job).network(job, prepared, mode or how_tables_learn(job)[0])

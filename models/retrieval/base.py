@@ -6,11 +6,12 @@ U rows of users and N rows of items, with those for missing and unknown; B queri
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from headwater.models.base import FamilyName, Model, ModelConfig
+from headwater.models.base import FamilyName, Model, ModelConfig, Slot
 from headwater.models.phases import Descend, Phase
 from headwater.models.retrieval.interactions import Interactions, Queries
 from headwater.models.strategy import OneLoss
@@ -40,9 +41,14 @@ class RetrievalModel(Model):
         self.num_items = interactions.num_items
 
     @classmethod
+    def slots(cls, config: ModelConfig) -> Mapping[str, Slot]:  # noqa: ARG003
+        """Return no slots: the weights are the model's own, as graphs and catalogues are read as a whole."""
+        return {}
+
+    @classmethod
     def phases(cls, config: ModelConfig) -> tuple[Phase, ...]:  # noqa: ARG003
         """Return the phases of training: one descent on one loss."""
-        return (Descend(OneLoss),)
+        return (Descend(OneLoss, mode="dense"),)
 
     def refresh(self) -> None:
         """Compute what all queries share, as vectors of a whole graph; by default nothing.

@@ -37,9 +37,9 @@ def evaluate(run: Run | Path | str, splits: Sequence[SplitName] = ("valid", "tes
             raise refused(split, "evaluate: splits", expected)
     metrics = run.metrics
     prepared = load_prepared(Path(metrics.prepared))
-    placement = load_trained(run, prepared.schema, _device(run))
+    placement = load_trained(run, prepared, _device(run))
     family = family_of(run.job)
-    scoring = Scoring(placement, prepared, Ranks(), run.job.train.batch_size, run.scores)
+    scoring = Scoring(run.trained_job, placement, prepared, Ranks(), run.scores)
     statistics = prepared.statistics
     evaluation = family.evaluate(
         scoring,

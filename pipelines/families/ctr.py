@@ -11,6 +11,8 @@ from torch import Tensor
 
 from headwater.feature_store.reader import BUFFER_ROWS, Reader
 from headwater.models.batch import Batch
+from headwater.models.network import Network, build_network, draft_model, least_rows
+from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.evaluation.importance import (
     MAX_ROWS,
     concatenate,
@@ -24,6 +26,7 @@ from headwater.pipelines.evaluation.scores import Scores, slice_columns
 from headwater.pipelines.evaluation.summary import summarise
 from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring, Trained
 from headwater.pipelines.job import Job
+from headwater.pipelines.job_model import job_model
 from headwater.pipelines.loader import Loader
 from headwater.pipelines.prepared import Prepared, SplitName
 from headwater.pipelines.ranks import Ranks
@@ -47,8 +50,30 @@ def problems(job: Job) -> list[str]:
     ]
 
 
+def network(job: Job, prepared: Prepared, mode: Mode) -> Network:
+    """Return the untrained network of a job."""
+    model_class, config = job_model(job)
+    declared = [column.name for column in job.features.columns]
+    return build_network(prepared.schema, model_class, config, mode, job.train.seed, declared)
+
+
+def rows_of_a_step(job: Job, prepared: Prepared | None) -> int:
+    """Return how many rows a process needs for a step."""
+    model_class, config = job_model(job)
+    declared = [column.name for column in job.features.columns]
+    if prepared is not None:
+        return least_rows(draft_model(prepared.schema, model_class, config, declared))
+    with torch.device("meta"):
+        return least_rows(model_class(config, num_features=len(declared)))
+
+
 def examples(
-    prepared: Prepared, split: SplitName, reading: Reading, ranks: Ranks, device: torch.device
+    job: Job,  # noqa: ARG001
+    prepared: Prepared,
+    split: SplitName,
+    reading: Reading,
+    ranks: Ranks,
+    device: torch.device,
 ) -> Loader:
     """Return the batches of a split."""
     reader = Reader(
@@ -98,11 +123,12 @@ def evaluate_splits(
 ) -> Evaluation:
     """Measure splits, and explain the network by a sample of the validation rows."""
     prepared, device = scoring.prepared, scoring.placement.device
-    reading = Reading(scoring.batch_size)
+    reading = Reading(scoring.job.train.batch_size)
     columns = [column for column, _ in slice_columns(prepared.schema)]
     summaries: dict[str, ClickSplit] = {}
     for split in splits:
-        scores = _score(scoring, examples(prepared, split, reading, scoring.ranks, device), split)
+        batches = examples(scoring.job, prepared, split, reading, scoring.ranks, device)
+        scores = _score(scoring, batches, split)
         assert scores is not None, "an evaluation runs in one process"
         if split == "valid":
             scores.require_both_classes()
@@ -169,13 +195,15 @@ CTR = Family(
     monitor="auc",
     headline=("auc", "gauc", "logloss"),
     problems=problems,
+    network=network,
+    least_rows=rows_of_a_step,
     examples=examples,
     measure=measure_split,
-    measure_all=measure_all,
     non_finite=non_finite_loss,
     evaluate=evaluate_splits,
     evaluation=ClickEvaluation,
     facts=facts,
     panels=panels,
     release=release,
+    measure_all=measure_all,
 )

@@ -58,7 +58,7 @@ def export(
         checked(settings, Export, "export: settings", "an Export section, as job.export")
     metrics = run.metrics
     prepared = load_prepared(Path(metrics.prepared))
-    placement = load_trained(run, prepared.schema, torch.device("cpu"))
+    placement = load_trained(run, prepared, torch.device("cpu"))
     job = run.job if settings is None else run.job.model_copy(update={"export": settings})
     reading = Reading(job.train.batch_size)
     family = family_of(job)
@@ -67,7 +67,7 @@ def export(
         prepared.schema,
         job,
         pl.read_parquet(prepared.sample),
-        valid=lambda: family.examples(prepared, "valid", reading, Ranks(), placement.device),
+        valid=lambda: family.examples(job, prepared, "valid", reading, Ranks(), placement.device),
     )
     return write_release(
         trained,

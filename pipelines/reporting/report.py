@@ -119,6 +119,7 @@ def _facts(evaluation: Evaluation, job: Mapping[str, Any], family: Family) -> li
     stopped = {
         "plateau": "no further improvement",
         "epochs": "all epochs done",
+        "solved": "solved in closed form",
     }.get(training.stopped, training.stopped)
     if training.still_improving:
         stopped = f"{stopped}, still improving"

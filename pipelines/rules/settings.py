@@ -9,7 +9,7 @@ import torch
 
 from headwater.feature_store.errors import JobError, did_you_mean
 from headwater.models.base import Model, ModelConfig
-from headwater.models.network import column_problems, least_rows
+from headwater.models.network import column_problems
 from headwater.models.strategy import mode_problem
 from headwater.models.tables.layout import fused_problems
 from headwater.pipelines.family import Family, find_family
@@ -38,7 +38,7 @@ def setting_problems(job: Job, ranks: Ranks) -> list[str]:
         *problems,
         *_monitor_problems(job, family),
         *family.problems(job),
-        *_size_problems(job, ranks, model_class, config),
+        *_size_problems(job, ranks, family, config),
     ]
 
 
@@ -143,14 +143,12 @@ def _monitor_problems(job: Job, family: Family) -> list[str]:
     ]
 
 
-def _size_problems(
-    job: Job, ranks: Ranks, model_class: type[Model], config: ModelConfig
-) -> list[str]:
+def _size_problems(job: Job, ranks: Ranks, family: Family, config: ModelConfig) -> list[str]:
     """Return a line for batches too small for a step."""
     size, num_ranks = job.train.batch_size, ranks.world_size
     if size >= 2 * num_ranks:
         return []  # enough for every model, so that none need be built
-    least = num_ranks * least_rows(model_class(config, num_features=len(job.features.columns)))
+    least = num_ranks * family.least_rows(job, None)
     if size >= least:
         return []
     each = "" if num_ranks == 1 else f" in each of {num_ranks} processes"

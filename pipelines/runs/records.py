@@ -15,8 +15,8 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     """From 1."""
     step: int
     """Steps since the start of training."""
-    train_loss: float
-    """Mean over the epoch of the loss, without penalties."""
+    train_loss: float | None
+    """Mean over the epoch of the loss, without penalties; None where there was no step."""
     valid: Values
     lr_sparse: float
     lr_dense: float
@@ -33,7 +33,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     best_epoch: int
     steps: int
     stopped: str
-    """`plateau` or `epochs`."""
+    """`plateau`, `epochs`, or `solved` where nothing was descended."""
     still_improving: bool = False
     monitor: str
     best: float | None

@@ -137,6 +137,15 @@ class Loop:
         self.record = self._record()
         self._log("training ended", **msgspec.structs.asdict(self.record))
 
+    def solved(self) -> None:
+        """Measure the network as it is, and end with its weights."""
+        if not self.history:
+            self._end_epoch()
+        self.record = msgspec.structs.replace(
+            self._record(), stopped="solved", still_improving=False
+        )
+        self._log("training ended", **msgspec.structs.asdict(self.record))
+
     def _train_epoch(self) -> None:
         self.placement.module.train()
         self.strategy.begin_epoch(self.at.epoch)
@@ -222,13 +231,7 @@ class Loop:
             # Each rank keeps batch statistics of its own rows; the checkpoint holds those of rank 0.
             for buffer in self.placement.network.model.buffers():
                 dist.broadcast(buffer, 0)
-        scoring = Scoring(
-            self.placement,
-            self.prepared,
-            self.ranks,
-            self.settings.batch_size,
-            self.run.scores,
-        )
+        scoring = Scoring(self.job, self.placement, self.prepared, self.ranks, self.run.scores)
         found = self.family.measure(scoring, self.examples["valid"], "valid")
         values = None if found is None else dict(found)
         if values is not None and not math.isfinite(self._monitored(values)):
@@ -375,13 +378,13 @@ class Loop:
         while self.pending:
             self._check(*self.pending.pop(0))
 
-    def _mean_loss(self) -> tuple[float, int]:
-        """Return the mean loss of the epoch, and its rows, over all ranks."""
+    def _mean_loss(self) -> tuple[float | None, int]:
+        """Return the mean loss of the epoch, None without a step, and its rows, over all ranks."""
         sums = torch.stack([self.loss_sum, torch.full_like(self.loss_sum, self.at.rows)])
         if self.ranks.world_size > 1:
             dist.all_reduce(sums)
         loss_sum, rows = sums.tolist()
-        return loss_sum / rows, int(rows)
+        return loss_sum / rows if rows else None, int(rows)
 
     def _log_step(self) -> None:
         self._log(
@@ -399,6 +402,8 @@ class Loop:
             for name in self.family.headline
             if (value := record.valid.get(name)) is not None
         )
+        if record.train_loss is None:
+            return f"valid {valid}"
         better = ", best so far" if record.improved else ""
         if better and self.has_plateau and record.epoch == self.epochs:
             better += ", still improving as train.epochs ends it"

@@ -16,7 +16,7 @@ from headwater.models.placement.place import place
 from headwater.models.placement.placement import Placement
 from headwater.models.placement.settings import LearnSettings
 from headwater.models.registry import may_add_columns
-from headwater.models.strategy import Strategy
+from headwater.models.strategy import OneLoss, Strategy
 from headwater.models.tables.embeddings import Mode
 from headwater.pipelines.console import Progress, note
 from headwater.pipelines.family import Reading, family_of
@@ -140,7 +140,7 @@ class TrainingStage:
         self.examples = dict(training.examples) if same else {}
         if training.is_last(self.number) and training.ranks.is_first:
             training.run.record_model(job)
-        network = job_network(job, self.prepared.schema, mode)
+        network = job_network(job, self.prepared, mode)
         return place(network, training.device, self.learn)
 
     def load(self, placement: Placement, phase: str) -> None:
@@ -165,8 +165,23 @@ class TrainingStage:
     ) -> None:
         """Train a network to the plateau or the last epoch, as `models.phases.Stage` says."""
         assert strategy.placement is placement, "a strategy trains the network that it was made for"
+        loop = self._loop(strategy, keep, epochs)
+        if self.resumes:
+            loop.resume()
+        loop.train()
+        self.ended = loop
+        if loop.kept < len(loop.history) and not self.training.is_last(self.number):
+            # Of the last phase the checkpoint has them, and reading it again would double the memory.
+            _load_best(placement, self.folder)
+
+    def keep(self, placement: Placement) -> None:
+        """Measure a network that needs no descent, and end with its weights."""
+        self.ended = self._loop(OneLoss(placement, self.learn), "last", None)
+        self.ended.solved()
+
+    def _loop(self, strategy: Strategy[Any], keep: Keep, epochs: int | None) -> Loop:
         training = self.training
-        loop = Loop(
+        return Loop(
             training.job,
             self.prepared,
             {
@@ -181,18 +196,13 @@ class TrainingStage:
             epochs=epochs,
             after_epoch=training.after_epoch if training.is_last(self.number) else None,
         )
-        if self.resumes:
-            loop.resume()
-        loop.train()
-        self.ended = loop
-        if loop.kept < len(loop.history) and not training.is_last(self.number):
-            # Of the last phase the checkpoint has them, and reading it again would double the memory.
-            _load_best(placement, self.folder)
 
     def evaluate(self, score: Callable[[Any], Tensor]) -> list[Mapping[str, float]]:
         """Return the validation metrics of candidates, as `models.phases.Stage` says."""
+        measure_all = family_of(self.training.job).measure_all
+        assert measure_all is not None, "a phase that compares candidates is of a family that can"
         with torch.no_grad():
-            return family_of(self.training.job).measure_all(score, self.batches("valid"))
+            return measure_all(score, self.batches("valid"))
 
     def monitored(self, values: Mapping[str, float]) -> float:
         """Return what `train.monitor` says of metrics, to be maximised."""
@@ -257,7 +267,7 @@ def open_split(
         verify=ranks.local_rank == 0,
         numbered=numbered,
     )
-    return family_of(job).examples(prepared, split, reading, ranks, device)
+    return family_of(job).examples(job, prepared, split, reading, ranks, device)
 
 
 def run_phases(training: Training, *, resume: bool, search_only: bool = False) -> Loop | None:

@@ -11,10 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from headwater.feature_store.errors import DataError, JobError, RunError
-from headwater.models.network import draft_model, least_rows
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.console import note
-from headwater.pipelines.family import Examples
+from headwater.pipelines.family import Examples, family_of
 from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.job_model import job_model
 from headwater.pipelines.prepared import Prepared, SplitName
@@ -83,13 +82,12 @@ def train(
         raise JobError(
             f"model.type: {job.model.type!r} has nothing left to search for. Use `headwater train`."
         )
-    declared = [column.name for column in job.features.columns]
-    model = draft_model(prepared.schema, model_class, config, declared)
+    family = family_of(job)
     splits: tuple[SplitName, ...] = ("train", "valid")
     examples: dict[tuple[SplitName, bool], Examples] = {
         (split, False): open_split(job, prepared, split, ranks, device) for split in splits
     }
-    least = ranks.world_size * least_rows(model)
+    least = ranks.world_size * family.least_rows(job, prepared)
     if (found := examples["train", False].rows) < least:
         raise DataError(
             f"{prepared.path / 'train'}: found {found} {'row' if found == 1 else 'rows'}, expected at least "

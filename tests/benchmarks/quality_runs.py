@@ -192,13 +192,11 @@ def reached(
 
     metrics, batch_size = run.metrics, run.job.train.batch_size
     device = torch.device("cpu")
-    placement = load_trained(run, prepared.schema, device)
+    placement = load_trained(run, prepared, device)
     if change is not None:
         change(placement.network)
-    batches = CTR.examples(prepared, "test", Reading(batch_size), Ranks(), device)
-    found = CTR.measure(
-        Scoring(placement, prepared, Ranks(), batch_size, run.scores), batches, "test"
-    )
+    batches = CTR.examples(run.job, prepared, "test", Reading(batch_size), Ranks(), device)
+    found = CTR.measure(Scoring(run.job, placement, prepared, Ranks(), run.scores), batches, "test")
     valid = metrics.of("valid")
     assert found is not None
     assert valid is not None

@@ -110,7 +110,7 @@ def table_bytes(run: Run, prepared: Prepared, *, int8: bool = False) -> int:
     """Return the bytes of all tables and remaps of a run's network, in float32 or in int8 with scales."""
     import torch
 
-    embeddings = load_trained(run, prepared.schema, torch.device("cpu")).network.embeddings
+    embeddings = load_trained(run, prepared, torch.device("cpu")).network.embeddings
     tables = [table for slot in embeddings.tables().values() for table in slot.values()]
     remaps = [rows for slot in embeddings.remaps().values() for rows in slot.values()]
     return sum(_bytes(*table.shape, int8=int8) for table in tables) + sum(r.nbytes for r in remaps)

@@ -102,7 +102,7 @@ def compare(job: Job, folder: Path, num_rows: int) -> list[tuple[str, int, float
     subprocess.run(command, check=True)
     offline = pl.read_parquet(folder / "scored.parquet")["prob"].to_numpy().astype(np.float64)
 
-    network = load_trained(run, schema, torch.device("cpu")).network.eval()
+    network = load_trained(run, prepared, torch.device("cpu")).network.eval()
     by_torch = np.concatenate(
         [
             torch_scores(network, schema, p, job.data.negative_rate)

@@ -67,11 +67,11 @@ def headwater(folder: Path, mode: str | None, warmup: int, turns: int) -> dict[s
         job.train.batch_size, seed=job.train.seed, shuffle_rows=job.train.shuffle_rows
     )
     examples: dict[SplitName, Examples] = {
-        "train": CTR.examples(prepared, "train", reading, Ranks(), cpu),
-        "valid": CTR.examples(prepared, "valid", Reading(job.train.batch_size), Ranks(), cpu),
+        "train": CTR.examples(job, prepared, "train", reading, Ranks(), cpu),
+        "valid": CTR.examples(job, prepared, "valid", Reading(job.train.batch_size), Ranks(), cpu),
     }
     learn = learn_settings(job)
-    placement = place(job_network(job, prepared.schema), cpu, learn)
+    placement = place(job_network(job, prepared), cpu, learn)
     run = create_run(job, folder / "runs")
     strategy = OneLoss(placement, learn)
     loop = Loop(job, prepared, examples, run, strategy, Ranks(), folder=run.path)

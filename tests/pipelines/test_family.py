@@ -66,9 +66,10 @@ def evaluate_splits(
     found: dict[str, SplitEvaluation] = {}
     for split in splits:
         batches = ctr.examples(
+            scoring.job,
             scoring.prepared,
             split,
-            Reading(scoring.batch_size),
+            Reading(scoring.job.train.batch_size),
             scoring.ranks,
             scoring.placement.device,
         )
@@ -83,6 +84,8 @@ TINY = Family(
     monitor="brier",
     headline=("brier",),
     problems=lambda job: [],
+    network=ctr.network,
+    least_rows=ctr.rows_of_a_step,
     examples=ctr.examples,
     measure=brier,
     measure_all=ctr.measure_all,

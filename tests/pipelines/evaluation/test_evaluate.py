@@ -82,7 +82,7 @@ def test_evaluating_again_gives_the_same_file(run: Run) -> None:
 def test_trained_network_is_loaded_without_what_made_it_learn(
     run: Run, tiny_prepared: Prepared
 ) -> None:
-    placement = load_trained(run, tiny_prepared.schema, torch.device("cpu"))
+    placement = load_trained(run, tiny_prepared, torch.device("cpu"))
     assert type(placement) is Placement
     saved = Checkpoints(run.checkpoint).load("best")
     assert saved is not None

@@ -79,7 +79,7 @@ def test_the_trained_network_holds_the_rows_that_were_evaluated(
 ) -> None:
     # The published search can save another mask than the one that it evaluated.
     chosen = read_chosen(searched.path / EVOLVE)
-    network = load_trained(searched, tiny_prepared.schema, torch.device("cpu")).network
+    network = load_trained(searched, tiny_prepared, torch.device("cpu")).network
     remaps = {
         column: new_N
         for columns in network.embeddings.remaps().values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from headwater.models.placement.place import place
 from headwater.models.strategy import OneLoss
 from headwater.pipelines.families.ctr import CTR
 from headwater.pipelines.job import Job, Train
+from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.resolved import job_network, learn_settings
 from headwater.pipelines.training.plateau import Plateau
 
@@ -25,7 +27,8 @@ def test_scripted_metrics_drop_the_rates_and_stop_at_the_sixth(
         {"type": "dnn"}, patience=2, sparse={"mode": mode, "lr": 1e-3}, dense={"lr": 1e-3}
     )
     learn = learn_settings(job)
-    placement = place(job_network(job, click_schema), torch.device("cpu"), learn)
+    prepared = Prepared(Path(), click_schema, ("train", "valid"))
+    placement = place(job_network(job, prepared), torch.device("cpu"), learn)
     strategy = OneLoss(placement, learn)
     plateau = Plateau.of(job.train)
     sparse, dense, stops = [], [], []

@@ -154,7 +154,7 @@ def test_weights_change_the_loss_and_zero_weights_teach_nothing(
     saved = Checkpoints(run.checkpoint).load("best")
     assert saved is not None
     trained = saved["network"]["weights"]
-    fresh = job_network(job, prepared.schema)
+    fresh = job_network(job, prepared)
     for name, weight in fresh.state_dict().items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.equal(trained[name], weight), name

@@ -1,0 +1,104 @@
+"""Queries of a measured split: users, their histories until then, and the items that they took.
+
+Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headwater.models.retrieval.interactions import Interactions, Queries
+from headwater.pipelines.teaching.histories import padded
+
+FIRST_KNOWN = 2
+"""Row of the first known item or user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Every query of a split, as `pipelines.family.Examples`, and what it is measured by."""
+
+    user_Q: NDArray[np.int64]
+    history: Interactions
+    """What is known of each query, by query: its user's events until then, known items alone."""
+    relevant: Interactions
+    """Items that each query is to find, by query, unknown ones too."""
+    seen: Interactions
+    """Items that no answer to a query names, by query."""
+    batch_size: int
+    device: torch.device
+    longest: int | None
+    """Newest items of a history that a query has; all when absent."""
+
+    @property
+    def rows(self) -> int:
+        """Queries."""
+        return len(self.user_Q)
+
+    def epoch(self, number: int, start_batch: int = 0) -> Iterator[Queries]:  # noqa: ARG002
+        """Yield the queries in their order."""
+        starts = self.history.starts_U
+        for first in range(start_batch * self.batch_size, self.rows, self.batch_size):
+            end = min(first + self.batch_size, self.rows)
+            length_B = starts[first + 1 : end + 1] - starts[first:end]
+            if self.longest is not None:
+                length_B = np.minimum(length_B, self.longest)
+            item_BL = padded(self.history.item_E, starts[first + 1 : end + 1] - length_B, length_B)
+            user_B, length = torch.from_numpy(self.user_Q[first:end]), torch.from_numpy(length_B)
+            yield Queries(user_B, item_BL, length).to(self.device)
+
+
+def ask_users(
+    split: Interactions,
+    before: Sequence[Interactions],
+    *,
+    masked: Sequence[Interactions],
+    batch_size: int,
+    device: torch.device,
+    longest: int | None,
+) -> Asked:
+    """Return a query for each known user with an event in `split`.
+
+    Its history are the events of `before`, part after part; no answer names what is in `masked`. Users that
+    training never saw are left out: all of them are one row.
+    """
+    user_Q = np.flatnonzero(np.diff(split.starts_U))
+    user_Q = user_Q[user_Q >= FIRST_KNOWN]
+    return Asked(
+        user_Q,
+        history=_of_users(before, user_Q, known=True),
+        relevant=_of_users([split], user_Q),
+        seen=_of_users(masked, user_Q, known=True),
+        batch_size=batch_size,
+        device=device,
+        longest=longest,
+    )
+
+
+def _of_users(
+    parts: Sequence[Interactions], user_Q: NDArray[np.int64], *, known: bool = False
+) -> Interactions:
+    """Return the events of some users, part after part, by their place among them; `known` items alone."""
+    query_of_E, item_of_E = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    num_items = FIRST_KNOWN
+    for part in parts:
+        num_items = part.num_items
+        first_Q, count_Q = part.starts_U[user_Q], np.diff(part.starts_U)[user_Q]
+        query_E = np.repeat(np.arange(len(user_Q)), count_Q)
+        begin_Q = np.concatenate([[0], count_Q.cumsum()[:-1]])
+        event_E = np.arange(len(query_E)) + np.repeat(first_Q - begin_Q, count_Q)
+        query_of_E.append(query_E)
+        item_of_E.append(part.item_E[event_E])
+    query_E, item_E = np.concatenate(query_of_E), np.concatenate(item_of_E)
+    if known:
+        query_E, item_E = query_E[item_E >= FIRST_KNOWN], item_E[item_E >= FIRST_KNOWN]
+    # Stable: within a query the parts stay in their order.
+    order = np.argsort(query_E, kind="stable")
+    count_Q = np.bincount(query_E, minlength=len(user_Q))
+    starts_Q = np.concatenate([[0], count_Q.cumsum()])
+    return Interactions(len(user_Q), num_items, starts_Q, item_E[order])
