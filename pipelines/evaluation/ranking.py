@@ -6,7 +6,7 @@ are made block by block, so that memory never grows with queries times items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -18,12 +18,12 @@ from torch import Tensor
 from headwater.feature_store.errors import TrainingError
 from headwater.models.retrieval.base import ScoreModel, VectorModel
 from headwater.models.retrieval.interactions import Interactions, Queries
+from headwater.pipelines.teaching.queries import FIRST_KNOWN
 
 BLOCK_BYTES = 1 << 24
 """Bytes of the scores of a block; one query is a block where its scores take more."""
 UNKNOWN = 1
 """Row of the items that training never saw."""
-_RESERVED = 2
 
 Rows = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ class Ranked:
     num_items: int
     """Rows of items, with those for missing and unknown."""
     query_Q: Rows
-    """Row of each query in the relevant interactions."""
+    """Place of each query among all that were asked."""
     item_QK: NDArray[np.int32]
     """Items answered, the best first, then zeros where there are fewer than K."""
     hit_QK: NDArray[np.bool_]
@@ -81,22 +81,22 @@ class Ranked:
 def rank(
     model: VectorModel | ScoreModel,
     asked: Iterable[Queries],
-    query_Q: Rows,
     *,
     relevant: Interactions,
-    seen: Sequence[Interactions],
+    seen: Interactions,
     k: int,
     device: torch.device,
 ) -> Ranked:
     """Return the `k` best items of each query, without those that it has `seen`.
 
-    `query_Q` has the row of each query, in the order in which they are asked, in `relevant` and in each of
-    `seen`: queries without a relevant item are asked and left out. A relevant item that is also seen can not
-    be answered and stays in the number of relevant ones. Vectors of items are computed once, and the model is
-    left in the mode in which it was. TrainingError where a score is not a number.
+    `relevant` and `seen` are by query, in the order in which they are asked: queries without a relevant item
+    are left out of what is returned. A relevant item that is also seen can not be answered, and stays in the
+    number of relevant ones. Vectors of items are computed once, and the model is left in the mode in which it was.
+    TrainingError where a score is not a number.
     """
-    has_any_Q = np.diff(relevant.starts_U)[query_Q] > 0
-    number_Q, relevant_E = _distinct(relevant, query_Q[has_any_Q])
+    has_any_Q = np.diff(relevant.starts_U) > 0
+    query_Q = np.flatnonzero(has_any_Q)
+    number_Q, relevant_E = _distinct(relevant)
     starts_Q = np.append(0, np.cumsum(number_Q))
     items = np.empty((len(number_Q), min(k, relevant.num_items)), np.int32)
     hits = np.empty(items.shape, np.bool_)
@@ -111,22 +111,20 @@ def rank(
             kept_B = has_any_Q[part]
             if not kept_B.all():
                 score_BN = score_BN[torch.from_numpy(kept_B).to(device)]
-            query_B = query_Q[part][kept_B]
-            block = slice(done, done + len(query_B))
+            block = slice(done, done + len(score_BN))
             done = block.stop
-            for each in seen:
-                place_S, item_S = _events(each.starts_U, each.item_E, query_B)
-                score_BN[_on(place_S, device), _on(item_S, device)] = -torch.inf
+            place_S, item_S = _events(seen.starts_U, seen.item_E, query_Q[block])
+            score_BN[_on(place_S, device), _on(item_S, device)] = -torch.inf
             item_BK = top_k(score_BN, k)
             place_S, item_S = _events(starts_Q, relevant_E, np.arange(block.start, block.stop))
             relevant_BN = torch.zeros(score_BN.shape, dtype=torch.bool, device=device)
             relevant_BN[_on(place_S, device), _on(item_S, device)] = True
-            relevant_BN[:, :_RESERVED] = False
+            relevant_BN[:, :FIRST_KNOWN] = False
             items[block] = item_BK.cpu().numpy()
             hits[block] = relevant_BN.gather(1, item_BK).cpu().numpy()
     model.train(was_training)
-    assert asked_so_far == len(query_Q), "as many queries are asked as have a row"
-    return Ranked(relevant.num_items, query_Q[has_any_Q], items, hits, number_Q, relevant_E)
+    assert asked_so_far == len(has_any_Q), "every query has a row of relevant items"
+    return Ranked(relevant.num_items, query_Q, items, hits, number_Q, relevant_E)
 
 
 def top_k(score_BN: Tensor, k: int) -> Tensor:
@@ -136,7 +134,7 @@ def top_k(score_BN: Tensor, k: int) -> Tensor:
     answers: a query with fewer than `k` has zeros at the end, and K is at most N. Scores are overwritten at
     rows 0 and 1. TrainingError where a score is not a number.
     """
-    score_BN[:, :_RESERVED] = -torch.inf
+    score_BN[:, :FIRST_KNOWN] = -torch.inf
     num_items = score_BN.shape[1]
     k = min(k, num_items)
     # One more than asked shows whether a tie crosses the end, where `topk` may have kept any of them.
@@ -148,10 +146,14 @@ def top_k(score_BN: Tensor, k: int) -> Tensor:
     last_B = best_BK[:, k - 1]
     crosses_B = (best_BK[:, k:] == last_B[:, None]).any(1) & (last_B > -torch.inf)
     best_BK, item_BK = best_BK[:, :k], item_BK[:, :k]
-    if (best_BK[:, 1:] == best_BK[:, :-1]).any():
-        item_BK, order_BK = item_BK.sort(1)
-        best_BK, order_BK = best_BK.gather(1, order_BK).sort(dim=1, descending=True, stable=True)
-        item_BK = item_BK.gather(1, order_BK)
+    tied_R = (best_BK[:, 1:] == best_BK[:, :-1]).any(1).nonzero()[:, 0]
+    if len(tied_R):
+        item_RK, order_RK = item_BK[tied_R].sort(1)
+        score_RK, order_RK = (
+            best_BK[tied_R].gather(1, order_RK).sort(dim=1, descending=True, stable=True)
+        )
+        item_BK[tied_R] = item_RK.gather(1, order_RK)
+        best_BK[tied_R] = score_RK
     if crosses_B.any():
         place_R = crosses_B.nonzero()[:, 0]
         # Few at once: ties are counted over all items.
@@ -185,16 +187,17 @@ def _scores(
                 yield model.scores(block).to(torch.float32, copy=True)
 
 
-def _distinct(relevant: Interactions, query_Q: Rows) -> tuple[Rows, NDArray[np.int32]]:
-    """Return how many relevant items each query has, and the items, as `Ranked` holds them."""
-    place_E, item_E = _events(relevant.starts_U, relevant.item_E, query_Q)
+def _distinct(relevant: Interactions) -> tuple[Rows, NDArray[np.int32]]:
+    """Return how many relevant items each query that has any has, and the items, as `Ranked` holds them."""
+    place_E, item_E = relevant.users(), relevant.item_E
     order_E = np.argsort(place_E * relevant.num_items + item_E, kind="stable")
     place_E, item_E = place_E[order_E], item_E[order_E]
     again_E = np.zeros(len(item_E), np.bool_)
     again_E[1:] = (
         (place_E[1:] == place_E[:-1]) & (item_E[1:] == item_E[:-1]) & (item_E[1:] != UNKNOWN)
     )
-    return np.bincount(place_E[~again_E], minlength=len(query_Q)), item_E[~again_E]
+    number_U = np.bincount(place_E[~again_E])
+    return number_U[number_U > 0], item_E[~again_E]
 
 
 def _events(

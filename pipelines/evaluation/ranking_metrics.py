@@ -41,7 +41,8 @@ def ndcg(ranked: Ranked, k: int) -> PerQuery:
     weight_K = 1 / np.log2(np.arange(2, k + 2))
     best_K = np.cumsum(weight_K)
     hit_QK = ranked.hit_QK[:, :k]
-    return (hit_QK @ weight_K[: hit_QK.shape[1]]) / best_K[np.minimum(ranked.num_relevant_Q, k) - 1]
+    gain_Q = np.asarray(hit_QK @ weight_K[: hit_QK.shape[1]])
+    return gain_Q / best_K[np.minimum(ranked.num_relevant_Q, k) - 1]
 
 
 def hit_rate(ranked: Ranked, k: int) -> PerQuery:

@@ -138,6 +138,7 @@ def long_tail(split: RetrievalSplit) -> str:
         axes.set(title="The long tail")
         axes.set_xticks(range(1, len(split.deciles) + 1))
         axes.grid(visible=False, axis="x")
+        axes.set_axisbelow(True)
         _legend(axes, "best")
 
     return _svg(draw, width=5.2, height=3.6)

@@ -73,15 +73,14 @@ class Factors(VectorModel):
 
 
 def ranked_of(
-    scores: Tensor, relevant: list[list[int]], k: int, seen: Sequence[list[list[int]]] = ()
+    scores: Tensor, relevant: list[list[int]], k: int, seen: list[list[int]] | None = None
 ) -> Ranked:
     num_items = scores.shape[1]
     return rank(
         Scored(scores),
         ask(len(scores)),
-        np.arange(len(scores)),
         relevant=interactions(num_items, relevant),
-        seen=[interactions(num_items, each) for each in seen],
+        seen=interactions(num_items, seen or [[]] * len(scores)),
         k=k,
         device=CPU,
     )
@@ -123,9 +122,9 @@ def test_a_score_that_is_no_number_is_refused() -> None:
         top_k(torch.tensor([[0.0, 0.0, 1.0, torch.nan, 2.0]]), 2)
 
 
-def test_seen_items_of_every_log_are_no_answers() -> None:
+def test_seen_items_are_no_answers() -> None:
     scores = torch.tensor([[9.0, 9, 5, 4, 3, 2]]).repeat(2, 1)
-    ranked = ranked_of(scores, [[4], [2, 5]], 3, seen=([[2], []], [[3, 5], [2]]))
+    ranked = ranked_of(scores, [[4], [2, 5]], 3, seen=[[2, 3, 5], [2]])
     assert ranked.item_QK.tolist() == [[4, 0, 0], [3, 4, 5]]
     assert ranked.hit_QK.tolist() == [[True, False, False], [False, False, True]]
     # A relevant item that was also seen stays in the number of relevant ones.
@@ -150,13 +149,14 @@ def test_blocks_and_kinds_of_models_give_the_same_answers(monkeypatch: pytest.Mo
     # Whole numbers, so that products are exact in any order, and many tie.
     user_UD, item_ND = torch.randint(-3, 4, (40, 4)).float(), torch.randint(-3, 4, (90, 4)).float()
     rng = np.random.default_rng(0)
-    relevant = interactions(90, [rng.integers(1, 90, rng.integers(0, 6)) for _ in range(40)])
-    seen = [interactions(90, [rng.integers(2, 90, 5) for _ in range(40)])]
+    relevant = interactions(
+        90, [rng.integers(1, 90, rng.integers(0, 6)).tolist() for _ in range(40)]
+    )
+    seen = interactions(90, [rng.integers(2, 90, 5).tolist() for _ in range(40)])
     model = Factors(user_UD, item_ND).train()
 
     def answers(model: VectorModel | ScoreModel, batch: int) -> Ranked:
-        rows = np.arange(40)
-        return rank(model, ask(40, batch), rows, relevant=relevant, seen=seen, k=9, device=CPU)
+        return rank(model, ask(40, batch), relevant=relevant, seen=seen, k=9, device=CPU)
 
     whole = answers(model, 40)
     assert model.refreshed == 1
@@ -169,25 +169,6 @@ def test_blocks_and_kinds_of_models_give_the_same_answers(monkeypatch: pytest.Mo
         assert np.array_equal(again.hit_QK, whole.hit_QK)
         assert np.array_equal(again.query_Q, whole.query_Q)
     assert torch.equal(scored.score_UN, before)
-
-
-def test_rows_of_queries_need_not_be_in_order() -> None:
-    scores = torch.rand(3, 8)
-    relevant = [[2, 3], [4], [5, 6, 7]]
-    straight = ranked_of(scores, relevant, 4)
-    order = np.array([2, 0, 1])
-    queries = Queries(torch.from_numpy(order), torch.zeros(3, 1).long(), torch.zeros(3).long())
-    turned = rank(
-        Scored(scores),
-        [queries],
-        order,
-        relevant=interactions(8, relevant),
-        seen=(),
-        k=4,
-        device=CPU,
-    )
-    assert np.array_equal(turned.item_QK, straight.item_QK[order])
-    assert np.array_equal(turned.hit_QK, straight.hit_QK[order])
 
 
 def test_a_part_of_items_or_queries_is_ranked_as_if_it_were_alone() -> None:
