@@ -1,13 +1,14 @@
-"""95 % intervals of AUC and log loss by the bootstrap, sorted once and drawn as counts.
+"""95 % intervals by the bootstrap: of AUC and log loss over rows, of means over users.
 
-Rows of equal score and equal label are exchangeable, so a resample is not N row numbers but how
-often each distinct (score, label) pair occurs: a multinomial draw. Cost is per distinct pair, not
-per row, and the draw is exact up to `MAX_BINS` distinct scores; beyond, scores are first put into
-bins of equal count.
+For AUC and log loss scores are sorted once and drawn as counts. Rows of equal score and equal label are
+exchangeable, so a resample is not N row numbers but how often each distinct (score, label) pair occurs: a
+multinomial draw. Cost is per distinct pair, not per row, and the draw is exact up to `MAX_BINS` distinct
+scores; beyond, scores are first put into bins of equal count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,35 @@ def intervals(
         loglosses[i] = float(drawn_2S @ loss_2S) / rows
     tails = [(1 - level) / 2, (1 + level) / 2]
     return Intervals(_percentiles(aucs, tails), _percentiles(loglosses, tails))
+
+
+def mean_intervals(
+    values: Mapping[str, NDArray[np.float64]],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float] | None]:
+    """Return percentile intervals of the mean of each (Q,) values over seeded resamples of the Q places.
+
+    All are resampled together. NaN takes no part in a mean; None where every value is NaN, or there is none.
+    """
+    value_QV = np.stack(list(values.values()), axis=1)
+    places, defined_QV = len(value_QV), np.isfinite(value_QV)
+    both_QV = np.concatenate([np.where(defined_QV, value_QV, 0), defined_QV], axis=1)
+    rng = np.random.default_rng(seed)
+    drawn_RV = np.zeros((resamples, both_QV.shape[1]))
+    for i in range(resamples if places else 0):
+        drawn_Q = np.bincount(rng.integers(0, places, places), minlength=places)
+        drawn_RV[i] = drawn_Q @ both_QV
+    sum_RV, count_RV = np.split(drawn_RV, 2, axis=1)
+    with np.errstate(invalid="ignore"):
+        mean_RV = sum_RV / count_RV
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return {
+        name: _percentiles(mean_RV[:, i], tails) if defined_QV[:, i].any() else None
+        for i, name in enumerate(values)
+    }
 
 
 def _pairs(label_N: Labels, logit_N: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -17,7 +17,13 @@ def click_panels(evaluation: ClickEvaluation) -> Iterable[Panel]:
     """Yield the sections that an evaluation has something for."""
     splits, training = evaluation.splits, evaluation.training
     last = last_split(evaluation)
-    learning = plots.learning_curves(evaluation.history, training.best_epoch)
+    learning = plots.learning_curves(
+        evaluation.history,
+        training.best_epoch,
+        title="AUC on validation rows",
+        metrics={"auc": "AUC", "gauc": "grouped AUC"},
+        rates={"lr_sparse": "embedding tables", "lr_dense": "other weights"},
+    )
     yield Panel(
         "learning",
         "Learning",

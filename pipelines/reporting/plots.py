@@ -1,4 +1,4 @@
-"""Pictures of a report as SVG text: curves, ROC, calibration, scores.
+"""Pictures of a report as SVG text: curves, ROC, calibration, scores, popularity.
 
 Figures are made without pyplot, so that nothing global changes and no display is needed. Text stays
 text in the SVG and is never read as mathematics (a run may be called `$x$`). Equal input gives equal
@@ -21,11 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from headwater.pipelines.evaluation.records import ClickSplit, Histogram
+from headwater.pipelines.evaluation.retrieval_records import RetrievalSplit
 from headwater.pipelines.runs.records import Epoch
 
 COLORS = {"train": "#8a8f98", "valid": "#1f6feb", "test": "#d9480f"}
 _TICK_CHARS = 16
 CYCLE = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#a67c00", "#c2255c", "#495057")
+_SPREADS = {
+    "events": ("training events", COLORS["train"]),
+    "taken": ("test items", CYCLE[2]),
+    "answered": ("answers", CYCLE[0]),
+}
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -49,31 +55,93 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def learning_curves(history: Sequence[Epoch], best_epoch: int | None) -> str:
-    """Return loss, AUC and learning rates by epoch; the best epoch is marked."""
+def learning_curves(
+    history: Sequence[Epoch],
+    best_epoch: int | None,
+    *,
+    title: str,
+    metrics: Mapping[str, str],
+    rates: Mapping[str, str],
+) -> str:
+    """Return loss, metrics and learning rates by epoch; the best epoch is marked.
+
+    `metrics` are labels by the names of the picture called `title`, `rates` by the fields of an epoch.
+    """
 
     def draw(figure: Figure) -> None:
-        loss, auc, rate = figure.subplots(1, 3)
+        loss, metric, rate = figure.subplots(1, 3)
         epochs = [row.epoch for row in history]
         loss.set_title("Loss")
         _line(loss, epochs, [row.train_loss for row in history], "train", COLORS["train"])
         _line(loss, epochs, _metric(history, "logloss"), "valid", COLORS["valid"])
-        auc.set_title("AUC on validation rows")
-        _line(auc, epochs, _metric(history, "auc"), "AUC", COLORS["valid"])
-        _line(auc, epochs, _metric(history, "gauc"), "grouped AUC", "#2b8a3e")
+        metric.set_title(title)
+        for (name, label), color in zip(metrics.items(), CYCLE, strict=False):
+            _line(metric, epochs, _metric(history, name), label, color)
         rate.set_title("Learning rates")
-        _line(rate, epochs, [row.lr_sparse for row in history], "embedding tables", "#9c36b5")
-        _line(rate, epochs, [row.lr_dense for row in history], "other weights", "#0b7285")
+        for (name, label), color in zip(rates.items(), CYCLE[3:], strict=False):
+            _line(rate, epochs, [getattr(row, name) for row in history], label, color)
         rate.set_yscale("log")
         _plain_numbers(rate.yaxis)
-        for axes in (loss, auc, rate):
+        for axes in (loss, metric, rate):
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if best_epoch is not None:
                 axes.axvline(best_epoch, color="#adb5bd", linestyle=":", zorder=0)
-            axes.legend()
+            _legend(axes, "best")
 
     return _svg(draw, width=11, height=3)
+
+
+def at_k(splits: Mapping[str, RetrievalSplit], labels: Mapping[str, str]) -> str:
+    """Return metrics by k of each split; `labels` are by the name of the metric."""
+
+    def draw(figure: Figure) -> None:
+        for place, (metric, label) in enumerate(labels.items(), start=1):
+            axes = figure.add_subplot(1, len(labels), place)
+            for name, split in splits.items():
+                for curve in split.curves:
+                    if curve.metric == metric:
+                        _line(axes, curve.k, curve.value, name, COLORS[name])
+            axes.set(title=f"{label} at k", xlabel="k")
+            axes.set_ylim(bottom=0)
+            _legend(axes, "best")
+
+    return _svg(draw, width=11, height=2.9)
+
+
+def popularity(split: RetrievalSplit) -> str:
+    """Return the shares of events, test items and answers that the most popular items have."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, (label, color) in _SPREADS.items():
+            share = getattr(split.popularity, name)
+            axes.plot(split.popularity.items, share, label=label, color=color)
+        axes.plot([0, 1], [0, 1], color="#adb5bd", linestyle=":", linewidth=1, zorder=0)
+        axes.set(xlabel="share of the catalogue, the most popular first", ylabel="share of all")
+        axes.set(title=f"First {split.top_k} of all users", xlim=(0, 1), ylim=(0, 1.01))
+        _legend(axes, "lower right")
+
+    return _svg(draw, width=5.2, height=3.6)
+
+
+def long_tail(split: RetrievalSplit) -> str:
+    """Return the shares of each tenth of the catalogue as bars."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for i, (name, (label, color)) in enumerate(_SPREADS.items()):
+            share = [getattr(decile, name) for decile in split.deciles]
+            places = [place + 1 + 0.27 * (i - 1) for place in range(len(share))]
+            axes.bar(places, share, width=0.25, label=label, color=color)
+        axes.set(xlabel="tenth of the catalogue, the most popular first", ylabel="share of all")
+        axes.set(title="The long tail")
+        axes.set_xticks(range(1, len(split.deciles) + 1))
+        axes.grid(visible=False, axis="x")
+        axes.set_axisbelow(True)
+        _legend(axes, "best")
+
+    return _svg(draw, width=5.2, height=3.6)
 
 
 def roc(splits: Mapping[str, ClickSplit]) -> str:
