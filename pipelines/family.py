@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from headwater.pipelines.ranks import Ranks
     from headwater.serving.manifest import Manifest
 
-FAMILIES = {"ctr": "headwater.pipelines.families.ctr:CTR"}
+FAMILIES = {
+    "ctr": "headwater.pipelines.families.ctr:CTR",
+    "retrieval": "headwater.pipelines.families.retrieval:RETRIEVAL",
+}
 """Name to `module:NAME` of the record, imported when it is used."""
 
 
@@ -142,9 +145,9 @@ class Family:
     """What a report says of the features of a resolved job, as label and text."""
     panels: Callable[[Evaluation, Path], Iterable[Panel]]
     """Sections of the report, in order; the path is that of the run."""
-    release: Callable[[Trained, Manifest, Path], Manifest]
+    release: Callable[[Trained, Manifest, Path], Manifest] | None
     """Write the files of a release into a folder, proven, and add to its manifest kind, graphs, artefacts and
-    parity; JobError for a wrong `[export]` setting."""
+    parity; JobError for a wrong `[export]` setting. None where the family has no release."""
     measure_all: (
         Callable[[Callable[[Any], Tensor], Iterable[Any]], list[Mapping[str, float]]] | None
     ) = None

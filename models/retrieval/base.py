@@ -50,6 +50,24 @@ class RetrievalModel(Model):
         """Return the phases of training: one descent on one loss."""
         return (Descend(OneLoss, mode="dense"),)
 
+    @classmethod
+    def taught_of(cls, config: ModelConfig) -> Taught:  # noqa: ARG003
+        """Return the examples that a model with these settings learns from: by default `taught`."""
+        return cls.taught
+
+    @classmethod
+    def draws_of(cls, config: ModelConfig) -> int | None:  # noqa: ARG003
+        """Return how many users, drawn evenly with replacement, make an epoch of pairs.
+
+        None, the default, where each interaction comes once.
+        """
+        return None
+
+    @classmethod
+    def longest_of(cls, config: ModelConfig) -> int | None:  # noqa: ARG003
+        """Return how many of its newest items a history has; None, the default, for all."""
+        return None
+
     def refresh(self) -> None:
         """Compute what all queries share, as vectors of a whole graph; by default nothing.
 

@@ -63,6 +63,12 @@ class DCCF(PairwiseModel):
             init(weight)
 
     @classmethod
+    def draws_of(cls, config: ModelConfig) -> int | None:
+        """Return the users of an epoch, where users are drawn."""
+        assert isinstance(config, DCCFConfig)
+        return config.draws if config.sampling == "users" else None
+
+    @classmethod
     def phases(cls, config: ModelConfig) -> tuple[Phase, ...]:
         """Return one descent on one loss, which ends with the epoch that the settings keep."""
         assert isinstance(config, DCCFConfig)

@@ -39,6 +39,11 @@ _BLOCKS_OF_SAMPLE = 64
 def problems(job: Job) -> list[str]:
     """Return what a job lacks for a click model."""
     features = job.features
+    if job.interactions is not None:
+        return [
+            f"model.type: {job.model.type!r} foretells a label: declare [features] in place of "
+            "[interactions], or choose a retrieval model."
+        ]
     grouped = "gauc" in (job.train.monitor or "").split("-")
     if not grouped or features.group or features.user:
         return []

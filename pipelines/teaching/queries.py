@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from headwater.models.retrieval.interactions import Interactions, Queries
 from headwater.pipelines.teaching.histories import padded
 
-FIRST_KNOWN = 2
-"""Row of the first known item or user."""
+UNKNOWN, FIRST_KNOWN = 1, 2
+"""Row of unknown users and items, and that of the first known one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class Asked:
     """Items that each query is to find, by query, unknown ones too."""
     seen: Interactions
     """Items that no answer to a query names, by query."""
+    events_N: NDArray[np.int64]
+    """Training events of each item."""
+    left_out: int
+    """Users or baskets of the split that are no query: unknown ones, or with nothing shown or hidden."""
     batch_size: int
     device: torch.device
     longest: int | None
@@ -58,6 +62,7 @@ def ask_users(
     before: Sequence[Interactions],
     *,
     masked: Sequence[Interactions],
+    events_N: NDArray[np.int64],
     batch_size: int,
     device: torch.device,
     longest: int | None,
@@ -74,10 +79,50 @@ def ask_users(
         history=_of_users(before, user_Q, known=True),
         relevant=_of_users([split], user_Q),
         seen=_of_users(masked, user_Q, known=True),
+        events_N=events_N,
+        left_out=int(split.starts_U[FIRST_KNOWN] > 0),
         batch_size=batch_size,
         device=device,
         longest=longest,
     )
+
+
+def ask_baskets(
+    whole: Interactions,
+    hidden_E: NDArray[np.bool_],
+    *,
+    masks: bool,
+    events_N: NDArray[np.int64],
+    batch_size: int,
+    device: torch.device,
+    longest: int | None,
+) -> Asked:
+    """Return a query for each basket of which an item is shown and another hidden.
+
+    The items that are shown are its history, and are no answer where it `masks`.
+    """
+    shown, hidden = _part(whole, ~hidden_E), _part(whole, hidden_E)
+    is_asked_U = (np.diff(shown.starts_U) > 0) & (np.diff(hidden.starts_U) > 0)
+    basket_Q = np.flatnonzero(is_asked_U)
+    history = _of_users([shown], basket_Q, known=True)
+    return Asked(
+        np.full(len(basket_Q), UNKNOWN, np.int64),
+        history=history,
+        relevant=_of_users([hidden], basket_Q),
+        seen=history if masks else _of_users([], basket_Q),
+        events_N=events_N,
+        left_out=int(np.count_nonzero(np.diff(whole.starts_U)) - len(basket_Q)),
+        batch_size=batch_size,
+        device=device,
+        longest=longest,
+    )
+
+
+def _part(whole: Interactions, chosen_E: NDArray[np.bool_]) -> Interactions:
+    """Return the chosen events of all users."""
+    count_U = np.bincount(whole.users()[chosen_E], minlength=whole.num_users)
+    starts_U = np.concatenate([[0], count_U.cumsum()])
+    return Interactions(whole.num_users, whole.num_items, starts_U, whole.item_E[chosen_E])
 
 
 def _of_users(

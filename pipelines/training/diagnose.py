@@ -41,21 +41,26 @@ def non_finite_loss(
             f"{where}. The embedding table of {_names(tables)} holds non-finite rows; "
             "it diverged in earlier steps. Lower train.sparse.lr."
         )
+    return diverged_weights(network, where) or TrainingError(
+        f"{where}. Every input and weight is finite, so the sums overflowed. Lower train.dense.lr "
+        "and train.sparse.lr, or scale large dense columns with `standardized`."
+    )
+
+
+def diverged_weights(network: Network, where: str) -> TrainingError | None:
+    """Return the error that names the modules with weights that are not finite; None where all are."""
     modules = sorted(
         {
-            name.rpartition(".")[0]
+            name.rpartition(".")[0] or name
             for name, weight in network.model.named_parameters()
             if not _is_finite(weight)
         }
     )
-    if modules:
-        return TrainingError(
-            f"{where}. The weights of {_names(modules)} are not finite; "
-            "they diverged in earlier steps. Lower train.dense.lr or train.clip_norm."
-        )
+    if not modules:
+        return None
     return TrainingError(
-        f"{where}. Every input and weight is finite, so the sums overflowed. Lower train.dense.lr "
-        "and train.sparse.lr, or scale large dense columns with `standardized`."
+        f"{where}. The weights of {_names(modules)} are not finite; "
+        "they diverged in earlier steps. Lower train.dense.lr or train.clip_norm."
     )
 
 

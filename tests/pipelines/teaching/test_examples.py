@@ -162,6 +162,7 @@ def test_queries_have_what_came_before_and_mask_what_they_should(
         interactions(more),
         [interactions(histories)],
         masked=[interactions(histories)],
+        events_N=np.zeros(ITEMS, np.int64),
         batch_size=2,
         device=CPU,
         longest=3,
