@@ -6,11 +6,10 @@ defaults, then the file, then `--set key=value`.
 
 from __future__ import annotations
 
-import codecs
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -29,6 +28,7 @@ from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
 from headwater.pipelines.arguments import checked, list_of, path_of
+from headwater.pipelines.job_csv import CsvFormat
 from headwater.pipelines.job_errors import explain
 from headwater.pipelines.job_interactions import InteractionLog
 from headwater.pipelines.job_splits import Split
@@ -50,55 +50,6 @@ FolderName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_no_draft)
 ]
 """A name that is one folder wherever it is put, and that the service does not pass over."""
-
-
-def _one_byte(text: str) -> str:
-    if not (text.isascii() and len(text) == 1 and text not in "\r\n"):
-        raise ValueError("expected one ASCII character")
-    return text
-
-
-def _known_encoding(name: str) -> str:
-    try:
-        "".encode(name)
-    except LookupError:
-        raise ValueError("no encoding of text that Python knows") from None
-    return name
-
-
-OneByte = Annotated[str, AfterValidator(_one_byte)]
-"""A character that is one byte in a file."""
-
-
-class CsvFormat(Config):
-    """Format of CSV and TSV files, where it is not the usual one."""
-
-    delimiter: OneByte | None = None
-    """Character between fields; a comma in `.csv`, a tab in `.tsv` when absent."""
-    quote: OneByte | Literal[""] = '"'
-    """Character around a field that holds the delimiter; `""` where quotes are plain text."""
-    columns: list[str] | None = Field(default=None, min_length=1)
-    """Names of the columns, for files without a header."""
-    nulls: list[str] = []
-    """Texts that stand for a missing value, as `\\N`, beside the empty one."""
-    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
-    """Encoding of the text, as Python names it."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        twice = sorted(
-            {name for name in self.columns or () if (self.columns or []).count(name) > 1}
-        )
-        if twice:
-            raise ValueError(f"columns: {', '.join(twice)} named twice")
-        if self.delimiter is not None and self.delimiter == self.quote:
-            raise ValueError(f"delimiter and quote are both {self.quote!r}")
-        return self
-
-    def decoder(self) -> codecs.IncrementalDecoder | None:
-        """Return what decodes the text; None for UTF-8."""
-        name = codecs.lookup(self.encoding).name
-        return None if name in ("utf-8", "utf-8-sig") else codecs.getincrementaldecoder(name)()
 
 
 class Join(Config):

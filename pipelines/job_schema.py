@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from headwater.models.registry import MODELS, load_model
 from headwater.pipelines.job import (
-    CsvFormat,
     Data,
     DenseOptimizer,
     Export,
@@ -28,6 +27,7 @@ from headwater.pipelines.job import (
     SparseOptimizer,
     Train,
 )
+from headwater.pipelines.job_csv import CsvFormat
 from headwater.pipelines.job_interactions import InteractionLog
 from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, RatioSplit, TimeSplit
 from headwater.pipelines.job_tuning import Range, Tune

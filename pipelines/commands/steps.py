@@ -24,21 +24,25 @@ if TYPE_CHECKING:
 def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
     """Prepare the data, train, evaluate, export: a job from raw logs to a release.
 
+    A retrieval model is not exported yet.
+
     Parameters
     ----------
     job
         Job file (TOML).
     """
     from headwater.pipelines import export, prepare, train
+    from headwater.pipelines.family import family_of
 
     declared = _load_sound(job, set)
     trained = train(declared, prepare(declared))
     result = evaluate_and_report(trained)
-    release = export(trained)
     ending, told = _ending(trained)
-    lines = [summary(result), f"release  {release}", *told]
-    lines.append(f"serve it with: headwater serve {release.parent.parent}")
-    emit({**result, **ending, "release": release}, as_json=json, text="\n".join(lines))
+    result, lines = {**result, **ending}, [summary(result), *told]
+    if family_of(declared).release is not None:
+        release = result["release"] = export(trained)
+        lines += [f"release  {release}", f"serve it with: headwater serve {release.parent.parent}"]
+    emit(result, as_json=json, text="\n".join(lines))
 
 
 def prepare(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from headwater.feature_store.errors import DataError
 from headwater.pipelines.data.source_file import SUFFIXES, SourceFile, format_of
-from headwater.pipelines.job import CsvFormat
+from headwater.pipelines.job_csv import CsvFormat
 
 HASHED_BYTES = 16 << 20
 """Files up to this size are known by their content, larger ones by size and time of change."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from headwater.pipelines.job import CsvFormat
+from headwater.pipelines.job_csv import CsvFormat
 
 Format = Literal["parquet", "csv", "tsv", "ndjson"]
 SUFFIXES: dict[str, Format] = {

@@ -41,8 +41,10 @@ def problems(job: Job) -> list[str]:
     features = job.features
     if job.interactions is not None:
         return [
-            f"model.type: {job.model.type!r} foretells a label: declare [features] in place of "
-            "[interactions], or choose a retrieval model."
+            (
+                f"model.type: {job.model.type!r} foretells a label: declare [features] in place of "
+                "[interactions], or choose a retrieval model."
+            )
         ]
     grouped = "gauc" in (job.train.monitor or "").split("-")
     if not grouped or features.group or features.user:

@@ -49,15 +49,19 @@ def problems(job: Job) -> list[str]:
     log = job.interactions
     if log is None:
         return [
-            f"model.type: {job.model.type!r} answers with items and learns from a log of them: declare "
-            "[interactions] in place of [features]."
+            (
+                f"model.type: {job.model.type!r} answers with items and learns from a log of them: declare "
+                "[interactions] in place of [features]."
+            )
         ]
     model_class, _ = job_model(job)
     query = cast("type[RetrievalModel]", model_class).query
     if log.basket is not None and query == "user":
         return [
-            f"model.type: {job.model.type!r} answers users that training knew, and interactions.basket names "
-            "baskets. Choose a model that answers a history, or name interactions.user."
+            (
+                f"model.type: {job.model.type!r} answers users that training knew, and interactions.basket "
+                "names baskets. Choose a model that answers a history, or name interactions.user."
+            )
         ]
     return []
 
@@ -228,8 +232,8 @@ def _longest(items: int | None) -> int:
 
 def non_finite(
     network: Network,
-    batch: object,
-    schema: Schema,
+    batch: object,  # noqa: ARG001
+    schema: Schema,  # noqa: ARG001
     *,
     step: int,
     epoch: int,

@@ -16,6 +16,7 @@ import polars as pl
 import torch
 from msgspec.structs import replace
 
+from headwater.feature_store.errors import JobError
 from headwater.feature_store.files import file_sha256
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.data.expressions import reads
@@ -95,6 +96,10 @@ def write_release(
     """
     job, schema = trained.job, trained.schema
     name = job.export.name or job.name
+    family = family_of(job)
+    write = family.release
+    if write is None:
+        raise JobError(f"model.type: {job.model.type!r}: {family.name} models have no release yet.")
     trained.network.eval()
     with workspace(releases / name) as part:
         manifest = Manifest(
@@ -130,7 +135,7 @@ def write_release(
             time_range_ms=time_range_ms,
             files={},
         )
-        manifest = family_of(job).release(trained, manifest, part)
+        manifest = write(trained, manifest, part)
         files = {path.name: file_sha256(path) for path in sorted(part.iterdir())}
         return publish(part, releases / name, replace(manifest, files=files))
 

@@ -69,11 +69,16 @@ def _search_problems(ranks: Ranks, model_class: type[Model], config: ModelConfig
     """Return a line for each phase that only one process can run, where several were started."""
     if ranks.world_size == 1:
         return []
+    phases = model_class.phases(config)
+    remedy = "Start one."
+    if len(phases) > 1:
+        remedy = (
+            "Run `headwater search` in one process, then set model.architecture to what it finds."
+        )
     return [
         f"model: the phase {phase.name!r} of {model_class.__name__} runs in one process, but "
-        f"{ranks.world_size} were started. Run `headwater search` in one process, then set "
-        "model.architecture to what it finds."
-        for phase in model_class.phases(config)
+        f"{ranks.world_size} were started. {remedy}"
+        for phase in phases
         if phase.mode in ("dense", "lazy")
     ]
 

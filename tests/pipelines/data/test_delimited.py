@@ -18,7 +18,8 @@ from headwater.feature_store.errors import DataError, JobError
 from headwater.pipelines.data import delimited
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.table import Table
-from headwater.pipelines.job import CsvFormat, load_job, parse_job
+from headwater.pipelines.job import load_job, parse_job
+from headwater.pipelines.job_csv import CsvFormat
 from headwater.pipelines.preparing.prepare import prepare
 
 FILMS = "id\ttitle\tyear\n" + "".join(f"{i}\tfilm {i}\t19{i:02}\n" for i in range(100))
