@@ -91,7 +91,7 @@ def rank(
 
     `relevant` and `seen` are by query, in the order in which they are asked: queries without a relevant item
     are left out of what is returned. A relevant item that is also seen can not be answered, and stays in the
-    number of relevant ones. Vectors of items are computed once, and the model is left in the mode in which it was.
+    number of relevant ones. Vectors of items are computed once, and the mode of the model stays as it was.
     TrainingError where a score is not a number.
     """
     has_any_Q = np.diff(relevant.starts_U) > 0
