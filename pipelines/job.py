@@ -18,15 +18,19 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Encoder
 from headwater.feature_store.errors import JobError
 from headwater.pipelines.arguments import checked, list_of, path_of
 from headwater.pipelines.job_errors import explain
+from headwater.pipelines.job_interactions import InteractionLog
 from headwater.pipelines.job_splits import Split
 from headwater.pipelines.job_tuning import Tune
 from headwater.serving.manifest import TableType
@@ -204,6 +208,26 @@ class Features(Config):
         return self
 
 
+class LoggedFeatures(Features):
+    """Features that `[interactions]` stands for: user and item, by vocabulary."""
+
+    label: str = ""
+    """Column that tells the hidden items of baskets; empty where every row counts as positive."""
+
+    @classmethod
+    def of(cls, log: InteractionLog) -> LoggedFeatures:
+        """Return the features of a log."""
+        return cls(
+            label=log.hidden or "",
+            columns=list[Encoder](log.columns()),
+            user=log.user,
+            item=log.item,
+            time=log.time,
+            group=log.asker,
+            weight=log.weight,
+        )
+
+
 class ModelSection(BaseModel):
     """`type`, then the model's own settings, which that model's Config checks."""
 
@@ -307,6 +331,9 @@ class Export(Config):
     """Raw rows with their scores that the service checks when it loads the release."""
 
 
+_NO_LOG = InteractionLog(user="user", item="item")
+
+
 class Job(Config):
     """A declared job: one file, from raw logs to a release."""
 
@@ -315,7 +342,9 @@ class Job(Config):
     data: Data
     """Rows: files, joins, split."""
     features: Features
-    """Columns that the model sees, and the one that it should predict."""
+    """Columns that a click model sees, and the one that it should predict."""
+    interactions: InteractionLog | None = None
+    """In place of `[features]`: a log of users and items, for a retrieval model."""
     model: ModelSection
     """Model and its settings."""
     train: Train = Train()
@@ -324,6 +353,33 @@ class Job(Config):
     """Release."""
     tune: Tune | None = None
     """Search over settings, by `headwater tune`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _features_of_log(cls, values: Any) -> Any:
+        """Put in what `[interactions]` stands for, so that nothing after this needs to ask."""
+        if not isinstance(values, dict) or values.get("interactions") is None:
+            return values
+        if "features" in values:
+            raise PydanticCustomError(
+                "two_sections",
+                "found both [features] and [interactions]: a click model has the first, a retrieval model "
+                "the second",
+            )
+        try:
+            log = InteractionLog.model_validate(values["interactions"])
+        except ValidationError:
+            # Told below, where the section is read; no second error for features that are not there.
+            return {**values, "features": LoggedFeatures.of(_NO_LOG)}
+        return {**values, "features": LoggedFeatures.of(log)}
+
+    @model_serializer(mode="wrap")
+    def _without_features_of_log(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the features that `[interactions]` stands for."""
+        values = serialise(self)
+        if self.interactions is not None:
+            values.pop("features", None)
+        return values
 
 
 def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:

@@ -28,6 +28,7 @@ from headwater.pipelines.job import (
     SparseOptimizer,
     Train,
 )
+from headwater.pipelines.job_interactions import InteractionLog
 from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, RatioSplit, TimeSplit
 from headwater.pipelines.job_tuning import Range, Tune
 
@@ -67,6 +68,7 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("`data.csv`", "data.csv", CsvFormat),
     ("`[[data.join]]`", "data.join[i]", Join),
     ("`[features]`", "features", Features),
+    ("`[interactions]`", "interactions", InteractionLog),
     ("`[model]`", "model", ModelSection),
     ("`[train]`", "train", Train),
     ("`[train.sparse]`", "train.sparse", SparseOptimizer),
@@ -96,6 +98,8 @@ def job_schema() -> dict[str, Any]:
     own["title"] = "A model of your own"
     own["properties"]["type"]["pattern"] = ":"
     definitions["ModelSection"] = {"anyOf": [*options, own]}
+    schema["required"].remove("features")
+    schema["oneOf"] = [{"required": ["features"]}, {"required": ["interactions"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

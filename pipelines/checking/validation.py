@@ -240,9 +240,10 @@ def _check_values(source: Source, result: Validation) -> None:
         column: lambda frame, fail, raw=raw: columns.normal(frame, {raw.name: raw}, fail)
         for column, raw in source.raw.items()
     }
-    checks[name] = lambda frame, fail: read(
-        frame, [columns.label_column(name, frame.schema[name])], fail
-    )
+    if name:
+        checks[name] = lambda frame, fail: read(
+            frame, [columns.label_column(name, frame.schema[name])], fail
+        )
     # What a fit learns of these can refuse them, and is small.
     calendars = [each for each in source.job.features.columns if isinstance(each, Calendar)]
     learned: list[fit.Partial] = []
@@ -299,7 +300,7 @@ def _check_splits(job: Job, result: Validation) -> None:
                 }
             )
             counts[split] = rows, positives
-        result.problems += class_problems(counts, source.table.path)
+        result.problems += class_problems(counts, source.table.path, job)
 
 
 def _list(value: str | list[str] | None) -> list[str]:

@@ -30,7 +30,7 @@ from headwater.pipelines.data.names import (
     staged_name,
 )
 from headwater.pipelines.data.split_values import known_values, part_of
-from headwater.pipelines.job import Features
+from headwater.pipelines.job import Features, LoggedFeatures
 from headwater.pipelines.job_splits import ColumnSplit, LeaveOneOutSplit, Split, TimeSplit
 
 Types = Mapping[str, pl.DataType]
@@ -52,16 +52,20 @@ def staged_columns(
     Raises DataError for a type that has no label, weight, key or time.
     """
     staged = [_feature(column, types) for column in raw.values()]
-    staged.append(label_column(features.label, types[features.label]))
+    if features.label:
+        staged.append(label_column(features.label, types[features.label]))
+    else:
+        staged.append(StagedColumn(LABEL, "", pl.lit(1.0, pl.Float32)))
     if features.weight is not None:
         staged.append(_weight(features.weight, types[features.weight]))
     if (group := features.group or features.user) is not None:
         staged.append(_key(GROUP, group, types))
     if (time := time_column(features, rule)) is not None:
-        staged.append(_ordered(TIME, time, types))
+        needs = "the order of a user's items" if isinstance(features, LoggedFeatures) else None
+        staged.append(_ordered(TIME, time, types, needs))
     if isinstance(rule, TimeSplit | LeaveOneOutSplit):
         column = rule.column if isinstance(rule, TimeSplit) else rule.time
-        staged.append(_ordered(SPLIT_KEY, column, types, required=True))
+        staged.append(_ordered(SPLIT_KEY, column, types, "a split in order of time"))
     if isinstance(rule, LeaveOneOutSplit):
         staged.append(_key(SPLIT_USER, rule.user, types))
     if isinstance(rule, ColumnSplit):
@@ -141,8 +145,11 @@ def _key(staged: str, name: str, types: Types) -> StagedColumn:
     return replace(read, value=value.fill_null(fs.INT64_MIN), refusals=refusals)
 
 
-def _ordered(staged: str, name: str, types: Types, *, required: bool = False) -> StagedColumn:
-    """Return a time as a number: dates, datetimes and their text in ms, numbers as they are."""
+def _ordered(staged: str, name: str, types: Types, needs: str | None) -> StagedColumn:
+    """Return a time as a number: dates, datetimes and their text in ms, numbers as they are.
+
+    A missing one is refused where something `needs` it.
+    """
     raw = infer_dtype(name, types[name])
     if raw.is_list:
         raise DataError(
@@ -157,8 +164,8 @@ def _ordered(staged: str, name: str, types: Types, *, required: bool = False) ->
     if raw.dtype == "double":
         text = "found infinity, expected a time. Correct the value or filter the row."
         refusals.append(Refusal(read.value.is_infinite().fill_null(value=False), lambda _: text))
-    if required:
-        needed = "found no value; a split in order of time needs one."
+    if needs is not None:
+        needed = f"found no value; {needs} needs one."
         refusals.append(Refusal(read.value.is_null(), lambda _: needed))
     return replace(read, refusals=tuple(refusals))
 

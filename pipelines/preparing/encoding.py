@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from headwater.feature_store.crosses import CrossEncoder
 from headwater.feature_store.normalise import named
@@ -22,9 +23,9 @@ from headwater.feature_store.polars_compiler import encode, missing_and_unknown
 from headwater.feature_store.schema import MISSING_CODE, UNKNOWN_CODE, EncodedColumn, Schema
 from headwater.feature_store.shards import Arrays, ShardWriter
 from headwater.pipelines.console import Progress
-from headwater.pipelines.data.names import GROUP, LABEL, WEIGHT, free_name, raw_rows
+from headwater.pipelines.data.names import GROUP, LABEL, TIME, WEIGHT, free_name, raw_rows
 from headwater.pipelines.prepared import ColumnCounts, SplitName, SplitStatistics
-from headwater.pipelines.preparing.splits import Conditions
+from headwater.pipelines.preparing.splits import SIGN, Conditions, ordered
 from headwater.pipelines.preparing.staging import Part, Staged
 
 VALUES = 1 << 21
@@ -39,13 +40,18 @@ def encode_splits(
     schema: Schema,
     folder: Path,
     created: Mapping[str, Any],
+    *,
+    time: bool = False,
 ) -> dict[SplitName, SplitStatistics]:
     """Write the shards of each split of `conditions` to `folder/<split>` and return what they hold.
 
-    Each has rows. Memory: the codes of one part, and one shard a split.
+    Each has rows, with their `time` where it is asked for and staged. Memory: the codes of one part, and one
+    shard a split.
     """
     names = staged.parts[0].rows.collect_schema().names()
-    weight, group = WEIGHT in names, GROUP in names
+    weight, group, time = WEIGHT in names, GROUP in names, time and TIME in names
+    there = {LABEL: True, WEIGHT: weight, GROUP: group, TIME: time}
+    extra = [name for name, is_there in there.items() if is_there]
     totals: dict[SplitName, dict[str, int]] = {split: {} for split in conditions}
     plain = replace(schema, columns=tuple(each for each in schema.columns if not each.is_crossed))
     expressions = dict(zip((each.name for each in plain.columns), encode(plain), strict=True))
@@ -55,12 +61,12 @@ def encode_splits(
         writers: dict[SplitName, ShardWriter] = {}
         for split in conditions:
             writer = ShardWriter(
-                folder / split, schema, weight=weight, group=group, created=created
+                folder / split, schema, weight=weight, group=group, time=time, created=created
             )
             writers[split] = stack.enter_context(writer)
         bar = stack.enter_context(Progress("encode", total=num_rows, unit="rows"))
         for part in staged.parts:
-            for split, rows in _encode(part, conditions, plain, expressions, totals).items():
+            for split, rows in _encode(part, conditions, plain, expressions, extra, totals).items():
                 if crosses is None:
                     writers[split].write(rows)
                 else:
@@ -91,10 +97,13 @@ def _encode(
     conditions: Conditions,
     schema: Schema,
     expressions: Mapping[str, pl.Expr],
+    extra: Sequence[str],
     totals: Mapping[SplitName, dict[str, int]],
 ) -> dict[SplitName, Arrays]:
-    """Return the encoded rows of one part by split, and add what they hold to `totals`."""
-    extra = [name for name in (LABEL, WEIGHT, GROUP) if name in part.rows.collect_schema().names()]
+    """Return the encoded rows of one part by split, and add what they hold to `totals`.
+
+    `extra` are the staged columns beside the features.
+    """
     tests = [test.alias(split) for split, test in conditions.items()]
     chosen = part.rows.select(*extra, *tests).collect(engine="streaming")
     places: dict[str, slice | int] = {column.name: place for column, place in schema.code_places()}
@@ -139,7 +148,16 @@ def _arrays(rows: pl.DataFrame, schema: Schema) -> Arrays:
     # The codes of a column lie together, as they are found; the writer turns them into rows.
     codes = np.empty((schema.width, rows.height), np.int32).T
     dense = np.empty((len(schema.dense), rows.height), np.float32).T
-    return Arrays(codes, dense, rows.get_column(LABEL).to_numpy(), weight, group)
+    label = rows.get_column(LABEL).to_numpy()
+    return Arrays(codes, dense, label, weight, group, _times(rows))
+
+
+def _times(rows: pl.DataFrame) -> NDArray[np.int64] | None:
+    """Return the times of rows as whole numbers in the same order; None where none are staged."""
+    if TIME not in rows.columns:
+        return None
+    values = rows.get_column(TIME).fill_null(0).to_numpy()
+    return values if values.dtype == np.int64 else (ordered(values) ^ SIGN).view(np.int64)
 
 
 def _together(columns: Sequence[EncodedColumn], num_rows: int) -> Iterator[Sequence[EncodedColumn]]:

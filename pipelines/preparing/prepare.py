@@ -21,10 +21,12 @@ from headwater.feature_store import fit
 from headwater.feature_store.errors import DataError
 from headwater.feature_store.schema import Schema
 from headwater.feature_store.schema_file import write_schema
+from headwater.feature_store.shards import ShardSet
 from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import note
 from headwater.pipelines.data.files import find_files, fingerprint
 from headwater.pipelines.data.names import LABEL, ROW, TIME, raw_rows, staged_name
+from headwater.pipelines.interactions import leaks
 from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.job_model import with_columns
 from headwater.pipelines.output import publish
@@ -40,6 +42,7 @@ from headwater.pipelines.prepared import (
     load_prepared,
     write_about,
 )
+from headwater.pipelines.preparing.core import k_core
 from headwater.pipelines.preparing.encoding import encode_splits
 from headwater.pipelines.preparing.in_place import in_place
 from headwater.pipelines.preparing.splits import Conditions, is_one_of, share
@@ -85,11 +88,14 @@ def _created(job: Job) -> dict[str, Any]:
     data = job.data
     given = [data.source, data.train, data.valid, data.test, *(join.path for join in data.join)]
     files = [file for patterns in given if patterns is not None for file in find_files(patterns)]
+    log = job.interactions
     return {
         "format_version": FORMAT_VERSION,
         # The sampling rate changes the release's probabilities and no row.
         "data": data.model_dump(mode="json", exclude={"negative_rate"}),
         "features": job.features.model_dump(mode="json"),
+        # Evaluation has the rest.
+        **({} if log is None else {"counts": [log.min_user_count, log.min_item_count]}),
         "inputs": [fingerprint(file) for file in files],
     }
 
@@ -114,13 +120,16 @@ def _write(source: Source, folder: Path, created: Mapping[str, Any]) -> None:
 
 
 def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping[str, Any]) -> None:
+    log = source.job.interactions
+    if log is not None:
+        staged = k_core(staged, log)
     rule = conditions(source, staged)
     counts = [_count(part, rule) for part in staged.parts]
     totals: dict[SplitName, tuple[int, int]] = {
         split: (sum(part[split][0] for part in counts), sum(part[split][1] for part in counts))
         for split in rule
     }
-    if problems := class_problems(totals, source.table.path):
+    if problems := class_problems(totals, source.table.path, source.job):
         raise DataError("\n".join(problems))
     present: tuple[SplitName, ...] = tuple(
         split for split in SPLITS if split in totals and totals[split][0]
@@ -135,7 +144,13 @@ def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping
     )
     write_schema(schema, folder / SCHEMA)
     chosen: Conditions = {split: rule[split] for split in present}
-    statistics = encode_splits(staged, chosen, schema, folder, created)
+    statistics = encode_splits(staged, chosen, schema, folder, created, time=log is not None)
+    if log is not None:
+        shards: dict[SplitName, ShardSet] = {
+            split: ShardSet.open(folder / split, schema, verify=False) for split in present
+        }
+        if problems := leaks(shards, schema):
+            raise DataError("\n".join(f"{source.table.path}: {each}" for each in problems))
     times = time_range_ms(train, in_ms=source.is_time_in_ms)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
     valid, _ = _chosen(staged, rule, "valid", [part["valid"][0] for part in counts])
@@ -182,7 +197,8 @@ def _sample(fragments: Sequence[pl.LazyFrame], schema: Schema, label: str) -> pl
         smallest = pl.concat([smallest, found]) if smallest.height else found
         smallest = smallest.bottom_k(SAMPLE_ROWS, by=["share", ROW])
     chosen = is_one_of(smallest.get_column(ROW).sort().to_numpy())
-    names = {column.name: staged_name(column.name) for column in schema.raw} | {label: LABEL}
+    names = {column.name: staged_name(column.name) for column in schema.raw}
+    names |= {label: LABEL} if label else {}
     # A column at a time: of all columns at once a large row group is more than is held elsewhere.
     return pl.DataFrame(
         [

@@ -40,8 +40,10 @@ Conditions = Mapping[SplitName, pl.Expr]
 BINS = 1 << 16
 
 
-def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
+def assign(split: Split, fragments: Sequence[pl.LazyFrame], unit: str = ROW) -> Conditions:
     """Return the condition of each split over staged rows (ROW, SPLIT_KEY and SPLIT_USER as needed).
+
+    A random split draws once for each value of `unit`, by default for each row.
 
     Time takes two to four passes over one column and no memory that grows with rows; leave-one-out one pass
     and memory for each user; the others none.
@@ -50,7 +52,7 @@ def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
         case TimeSplit():
             return _by_time(split, fragments)
         case RatioSplit():
-            return _by_ratio(split)
+            return _by_ratio(split, unit)
         case LeaveOneOutSplit():
             return _leave_one_out(fragments)
         case ColumnSplit():
@@ -58,14 +60,14 @@ def assign(split: Split, fragments: Sequence[pl.LazyFrame]) -> Conditions:
             return {name: key == i for i, name in enumerate(SPLITS) if getattr(split, name)}
 
 
-def share(seed: int) -> pl.Expr:
-    """Return a number in [0, 1] for each row, Float64: a hash of its number, as text, by the seed."""
-    number = polars_hash.NonCryptographicHashingNameSpace(pl.col(ROW).cast(pl.String))
+def share(seed: int, unit: str = ROW) -> pl.Expr:
+    """Return a number in [0, 1] for each value of `unit`, Float64: a hash of its text by the seed."""
+    number = polars_hash.NonCryptographicHashingNameSpace(pl.col(unit).cast(pl.String))
     return number.xxh3_64(seed=seed % 2**64).cast(pl.Float64) / 2.0**64
 
 
-def _by_ratio(split: RatioSplit) -> Conditions:
-    key = share(split.seed)
+def _by_ratio(split: RatioSplit, unit: str) -> Conditions:
+    key = share(split.seed, unit)
     test, valid = split.test, split.test + split.valid
     return {"train": key >= valid, "valid": (key >= test) & (key < valid), "test": key < test}
 
@@ -105,14 +107,14 @@ def _order_statistic(parts: Callable[[], Iterator[NDArray[Any]]], rank: int) -> 
     low, high = 2**64 - 1, 0
     for part in parts():
         if len(part):
-            ordered = _ordered(part)
-            low, high = min(low, int(ordered.min())), max(high, int(ordered.max()))
+            places = ordered(part)
+            low, high = min(low, int(places.min())), max(high, int(places.max()))
     while low < high:
         step = (high - low) // BINS + 1
         counts = np.zeros(BINS, np.int64)
         for part in parts():
-            ordered = _ordered(part)
-            inside = ordered[(ordered >= np.uint64(low)) & (ordered <= np.uint64(high))]
+            places = ordered(part)
+            inside = places[(places >= np.uint64(low)) & (places <= np.uint64(high))]
             bins = ((inside - np.uint64(low)) // np.uint64(step)).astype(np.int64)
             counts += np.bincount(bins, minlength=BINS)
         ends = np.cumsum(counts)
@@ -122,16 +124,17 @@ def _order_statistic(parts: Callable[[], Iterator[NDArray[Any]]], rank: int) -> 
     return _value(low, sample.dtype)
 
 
-_SIGN = np.uint64(1 << 63)
+SIGN = np.uint64(1 << 63)
 
 
-def _ordered(values: NDArray[Any]) -> NDArray[np.uint64]:
+def ordered(values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return int64 or float64 numbers as unsigned ones in the same order."""
     bits = values.view(np.uint64)
     if values.dtype == np.int64:
-        return bits ^ _SIGN
+        return bits ^ SIGN
     # -0.0 and 0.0 are one value.
     bits = (values + 0.0).view(np.uint64)
-    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    return np.where(bits & SIGN, ~bits, bits | SIGN)
 
 
 def _value(ordered: int, dtype: np.dtype[Any]) -> Any:

@@ -23,7 +23,7 @@ from headwater.pipelines.console import Progress
 from headwater.pipelines.data.columns import StagedColumn, staged_columns, time_column
 from headwater.pipelines.data.files import find_files
 from headwater.pipelines.data.formats import CHUNK_ROWS
-from headwater.pipelines.data.names import ROW, SPLIT
+from headwater.pipelines.data.names import GROUP, ROW, SPLIT
 from headwater.pipelines.data.rows import Rows, side_tables
 from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.table import Chunk, Table
@@ -160,7 +160,10 @@ def conditions(source: Source, staged: Staged) -> splits.Conditions:
             for split in SPLITS
             if split != "test" or source.job.data.test is not None
         }
-    return splits.assign(rule, [part.rows for part in staged.parts])
+    log = source.job.interactions
+    # A basket is of one split as a whole.
+    unit = ROW if log is None or log.basket is None else GROUP
+    return splits.assign(rule, [part.rows for part in staged.parts], unit)
 
 
 def declared_dtypes(encoders: Sequence[Declared]) -> dict[str, fs.Dtype]:

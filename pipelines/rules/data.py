@@ -30,10 +30,15 @@ def wanted_columns(job: Job) -> dict[str, list[str]]:
     for encoder in job.features.columns:
         if isinstance(encoder, Column):
             wanted.setdefault(encoder.inputs[0], []).append(f"feature {encoder.name!r}")
-    for key in ("label", "user", "item", "time", "group", "weight"):
-        name = getattr(job.features, key)
+    log = job.interactions
+    section, keys = job.features, ("label", "user", "item", "time", "group", "weight")
+    if log is not None:
+        section, keys = log, ("hidden", log.asker_key, "item", "time", "weight")
+    for key in keys:
+        name = getattr(section, key)
         if name is not None:
-            wanted.setdefault(name, []).append(f"features.{key}")
+            of = "features" if log is None else "interactions"
+            wanted.setdefault(name, []).append(f"{of}.{key}")
     for name in split_columns(job.data.split):
         wanted.setdefault(name, []).append("data.split")
     return wanted
@@ -61,6 +66,8 @@ def label_problems(job: Job, known: Collection[str]) -> list[str]:
     `known` are the columns of the data. Whoever scores a request does not have the label's columns yet.
     """
     features = job.features
+    if not features.label:
+        return []
     secret = expressions.sources(features.label, job.data.derive, known) - {*features.known_before}
     problems: list[str] = []
     for encoder in features.columns:
@@ -133,8 +140,8 @@ def _as_numbers(readers: Sequence[Column], raw: Mapping[str, RawColumn]) -> dict
     return result
 
 
-def class_problems(counts: Mapping[SplitName, tuple[int, int]], path: str) -> list[str]:
-    """Return a line for each of train and valid that has no rows, or of one class only.
+def class_problems(counts: Mapping[SplitName, tuple[int, int]], path: str, job: Job) -> list[str]:
+    """Return a line for each of train and valid that has no rows, or where labels teach, of one class only.
 
     `counts` are rows and positive rows; `path` is the data's.
     """
@@ -145,7 +152,7 @@ def class_problems(counts: Mapping[SplitName, tuple[int, int]], path: str) -> li
             problems.append(
                 f"{path}: no rows for {split}; expected some. Check `split` and `filter` of [data]."
             )
-        elif positives in (0, rows):
+        elif job.interactions is None and positives in (0, rows):
             problems.append(
                 f"{path}: all {rows:,} rows of {split} have the label {int(positives > 0)}; expected both 0 "
                 f"and 1, without which no model can be trained or judged. Check the label and `split`."

@@ -221,9 +221,9 @@ def test_a_source_that_changes_while_it_is_read_is_refused(monkeypatch: pytest.M
     module: Any = sys.modules["headwater.pipelines.preparing.prepare"]
     encode = module.encode_splits
 
-    def meanwhile(*arguments: Any) -> Any:
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
         clicks(800).write_parquet("data/1.parquet")
-        return encode(*arguments)
+        return encode(*arguments, **named)
 
     monkeypatch.setattr(module, "encode_splits", meanwhile)
     with pytest.raises(DataError, match=r"changed while it was read"):

@@ -9,6 +9,7 @@ import pytest
 
 from headwater.feature_store.schema import RawColumn
 from headwater.pipelines.job import Job, parse_job
+from headwater.pipelines.prepared import SplitName
 from headwater.pipelines.rules.data import (
     absent_columns,
     class_problems,
@@ -129,7 +130,8 @@ def test_columns_whose_names_meet_in_a_release_are_told() -> None:
 def test_train_and_valid_need_rows_of_both_classes(
     train: tuple[int, int], valid: tuple[int, int], says: list[str]
 ) -> None:
-    problems = class_problems({"train": train, "valid": valid, "test": (0, 0)}, "rows.csv")
+    counts: dict[SplitName, tuple[int, int]] = {"train": train, "valid": valid, "test": (0, 0)}
+    problems = class_problems(counts, "rows.csv", job_of(vocabulary("tags")))
     for problem, text in zip(problems, says, strict=True):
         assert problem.startswith("rows.csv: ")
         assert text in problem
