@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from headwater.feature_store.config import Config
 from headwater.feature_store.encoders import Vocabulary
 
-Cutoffs = Annotated[list[PositiveInt], Field(min_length=1)]
+Cutoffs = Annotated[list[Annotated[int, Field(ge=1, le=200)]], Field(min_length=1)]
 
 
 class InteractionLog(Config):

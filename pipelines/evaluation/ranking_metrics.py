@@ -38,16 +38,17 @@ def ndcg(ranked: Ranked, k: int) -> PerQuery:
 
     Source: Jarvelin and Kekalainen (2002), of relevance 0 or 1.
     """
-    weight_K = 1 / np.log2(np.arange(2, k + 2))
-    best_K = np.cumsum(weight_K)
     hit_QK = ranked.hit_QK[:, :k]
-    gain_Q = np.asarray(hit_QK @ weight_K[: hit_QK.shape[1]])
-    return gain_Q / best_K[np.minimum(ranked.num_relevant_Q, k) - 1]
+    weight_K = 1 / np.log2(np.arange(2, k + 2))
+    gain_Q: PerQuery = hit_QK @ weight_K[: hit_QK.shape[1]]
+    most_Q: NDArray[np.int64] = np.minimum(ranked.num_relevant_Q, k)
+    best_Q: PerQuery = np.cumsum(weight_K)[most_Q - 1]
+    return gain_Q / best_Q
 
 
 def hit_rate(ranked: Ranked, k: int) -> PerQuery:
     """Return 1 with a hit, else 0."""
-    return ranked.hit_QK[:, :k].any(1).astype(np.float64)
+    return (_hits(ranked, k) > 0).astype(np.float64)
 
 
 def mrr(ranked: Ranked, k: int) -> PerQuery:
