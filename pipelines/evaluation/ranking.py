@@ -91,13 +91,8 @@ def rank(
 
     `relevant` and `seen` are by query, in the order in which they are asked: queries without a relevant item
     are left out of what is returned. A relevant item that is also seen can not be answered, and stays in the
-    <<<<<<< HEAD
-    number of relevant ones. Vectors of items are computed once, and the model is left in the mode in which it
-    was. TrainingError where a score is not a number.
-    =======
     number of relevant ones. Vectors of items are computed once, and the mode of the model stays as it was.
     TrainingError where a score is not a number.
-    >>>>>>> 0558942614fddaacafe21fd1d45eed0dd7350e1b
     """
     has_any_Q = np.diff(relevant.starts_U) > 0
     query_Q = np.flatnonzero(has_any_Q)
