@@ -113,13 +113,12 @@ def search(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa
 
     declared = _load_sound(job, set)
     found = train_job(declared, prepare_job(declared), search_only=True)
-    architecture = found.architecture
-    lines = [
-        f"architecture {architecture}",
-        f"train it with: headwater train --resume {found.path}",
-        f"or in another run with: --set model.architecture={architecture}",
-    ]
-    result = {"run": found.path, "architecture": architecture}
+    result: dict[str, Any] = {"run": found.path}
+    lines = [f"searched {found.path}", f"train it with: headwater train --resume {found.path}"]
+    if found.architectures:
+        architecture = result["architecture"] = found.architecture
+        lines[0] = f"architecture {architecture}"
+        lines.append(f"or in another run with: --set model.architecture={architecture}")
     emit(result, as_json=json, text="\n".join(lines))
 
 

@@ -62,9 +62,14 @@ class Run:
         return self.path / "scores"
 
     @property
+    def architectures(self) -> list[Path]:
+        """Files of what the phases of a search found, in their order; none where no phase leaves one."""
+        return sorted(self.path.glob(f"{PHASES}/*/{ARCHITECTURE}"))
+
+    @property
     def architecture(self) -> Path:
         """File of what the last phase of a search found."""
-        return max(self.path.glob(f"{PHASES}/*/{ARCHITECTURE}"))
+        return self.architectures[-1]
 
     @property
     def trained_job(self) -> Job:

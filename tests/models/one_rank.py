@@ -15,9 +15,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from headwater.feature_store.errors import JobError
+from headwater.feature_store.schema import Schema
 from headwater.models.batch import Batch
+from headwater.models.ctr.architecture import Pair
 from headwater.models.ctr.finalmlp import FinalMLPConfig
 from headwater.models.ctr.optembed_config import DeepFMBase, OptEmbedConfig
+from headwater.models.ctr.optinter_config import OptInterConfig
 from headwater.models.placement import plan as planning
 from headwater.models.strategy import OneLoss
 
@@ -36,6 +39,9 @@ CONFIG = FinalMLPConfig(
     gate_2_context=("price", "tags"),
 )
 SIZE = 33
+CROSSED: Schema = conftest._make_schema(
+    *conftest.MIXED.columns, conftest._make_column("user.id x city", 40)
+)
 
 
 def new_strategy(seed: int = 1, sparse_l2: float = 0.0) -> OneLoss:
@@ -65,11 +71,28 @@ def new_pruned() -> OneLoss:
     )
 
 
-def losses(strategy: OneLoss, seeds: range) -> list[float]:
+def new_interacting() -> OneLoss:
+    """Return what OptInter trains after its search: a memorised pair, and one that is factorised."""
+    config = OptInterConfig(
+        embedding_dim=4,
+        interaction_dim=4,
+        hidden=(16,),
+        cross=("user.id", "city"),
+        architecture=(
+            Pair(columns=("user.id", "city"), method="memorise"),
+            Pair(columns=("city", "user.id"), method="factorise"),
+        ),
+    )
+    return conftest._make_strategy(
+        "optinter", CROSSED, config=config, mode="fused", sparse_lr=0.05, dense_lr=0.01
+    )
+
+
+def losses(strategy: OneLoss, seeds: range, schema: Schema = conftest.MIXED) -> list[float]:
     """Train a step a seed on this rank's share of a batch; return the losses of the batches."""
     found: list[float] = []
     for seed in seeds:
-        whole = conftest._make_batch(conftest.MIXED, SIZE, seed)
+        whole = conftest._make_batch(schema, SIZE, seed)
         mine = slice(dist.get_rank(), None, dist.get_world_size())
         batch = Batch(whole.codes_BW[mine], whole.dense_BD[mine], whole.label_B[mine])
         # The sum of the means that ranks are given is that of the batch, as often as there are ranks.
@@ -99,6 +122,7 @@ def run(folder: Path, sharding: str) -> dict[str, Any]:
         "losses": first + then,
         "losses_resumed": first + losses(resumed, range(4, 6)),
         "losses_pruned": losses(new_pruned(), range(4)),
+        "losses_interacting": losses(new_interacting(), range(4), CROSSED),
         "losses_l2": losses(new_strategy(sparse_l2=0.1), range(3)),
         "tables": {
             f"{slot} {name}": torch.from_numpy(table_ND)

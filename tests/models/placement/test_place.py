@@ -76,6 +76,15 @@ def test_pruned_tables_train_on_two_ranks_as_on_one(
     assert one["losses_pruned"][-1] < one["losses_pruned"][0]
 
 
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_chosen_interactions_train_on_two_ranks_as_on_one(
+    runs: Callable[[int, str], dict[str, Any]], sharding: str
+) -> None:
+    one, two = runs(1, sharding), runs(2, sharding)
+    assert two["losses_interacting"] == pytest.approx(one["losses_interacting"], abs=2e-5)
+    assert one["losses_interacting"][-1] < one["losses_interacting"][0]
+
+
 @pytest.mark.parametrize("mode", ["dense", "lazy"])
 def test_plain_tables_refuse_more_than_one_rank(
     runs: Callable[[int, str], dict[str, Any]], mode: str

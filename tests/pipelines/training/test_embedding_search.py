@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ from headwater.feature_store.errors import JobError
 from headwater.models.ctr import embedding_search
 from headwater.models.ctr.pruning import read_chosen
 from headwater.pipelines import evaluate, export, train
-from headwater.pipelines.job import Job
+from headwater.pipelines.cli import main
+from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.reporting.report import write_report
 from headwater.pipelines.runs.checkpoint import Checkpoints
-from headwater.pipelines.runs.run import Run, create_run
+from headwater.pipelines.runs.run import Run, create_run, open_run
 from headwater.pipelines.runs.trained import load_trained
 from headwater.serving.release import read_manifest
 
@@ -196,6 +200,40 @@ def test_an_evolution_stopped_after_a_generation_goes_on_to_the_same_architectur
     train(job, tiny_prepared, run=stopped, resume=True, search_only=True)
     assert candidates(stopped) == candidates(searched)
     assert stopped.architecture.read_bytes() == searched.architecture.read_bytes()
+
+
+# The command, killed by the system after so many generations.
+KILLED = """
+import os, signal, sys
+from headwater.models.ctr.embedding_search import Evolution
+from headwater.pipelines.cli import main
+tell, left = Evolution.tell, int(sys.argv[1])
+
+def counted(*arguments):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tell(*arguments)
+    left -= 1
+
+Evolution.tell = counted
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_killed_evolution_goes_on_to_the_same_architecture(
+    searched: Run, tiny_job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text(dump_job(tiny_job(model=MODEL, epochs=2)))
+    command = [sys.executable, "-c", KILLED, "2", "search", "job.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (run,) = map(open_run, Path("runs/tiny").iterdir())
+    assert candidates(run)["generations"] == 2
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert candidates(run) == candidates(searched)
+    assert run.architecture.read_bytes() == searched.architecture.read_bytes()
 
 
 def test_no_candidate_above_the_budget_is_evaluated(

@@ -16,10 +16,11 @@ from headwater.models.ctr.fm import FM
 from headwater.models.phases import Descend, Phase, Stage
 from headwater.models.strategy import OneLoss, Strategy
 from headwater.models.tables.embeddings import Mode
-from headwater.pipelines.job import Job
+from headwater.pipelines.cli import main
+from headwater.pipelines.job import Job, dump_job
 from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.runs.checkpoint import Checkpoints
-from headwater.pipelines.runs.run import Run, create_run
+from headwater.pipelines.runs.run import Run, create_run, open_run
 from headwater.pipelines.training.train import train
 
 TinyJob = Callable[..., Job]
@@ -125,3 +126,16 @@ def test_a_table_mode_that_the_strategy_cannot_train_is_refused_by_name(
     assert not list(tmp_path.iterdir())
     job = tiny_job(model={"type": f"{__name__}:Twice"}, epochs=1)
     assert train(job, tiny_prepared, runs=tmp_path).is_complete
+
+
+def test_a_search_that_leaves_no_architecture_says_how_to_go_on(
+    tiny_job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = tiny_job({"type": f"{__name__}:InTwo"}, epochs=1)
+    (tmp_path / "job.toml").write_text(dump_job(job))
+    assert main(["search", "job.toml"]) == 0
+    (run,) = Path("runs/tiny").iterdir()
+    assert f"train it with: headwater train --resume {run}" in capsys.readouterr().out
+    assert main(["train", "--resume", str(run)]) == 0
+    assert open_run(run).is_complete

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,6 +170,39 @@ def test_a_stopped_search_goes_on_to_the_same_architecture(
     train(job, data, run=stopped, resume=True)
     assert stopped.architecture.read_bytes() == searched.architecture.read_bytes()
     same_training(stopped.path, searched.path, only_best=True)
+
+
+# The command, killed by the system once checkpoints were saved so many times.
+KILLED = """
+import os, signal, sys
+from headwater.pipelines.cli import main
+from headwater.pipelines.runs.checkpoint import Checkpoints
+save, left = Checkpoints.save, int(sys.argv[1])
+
+def counted(*arguments, **named):
+    global left
+    save(*arguments, **named)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints.save = counted
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_killed_search_goes_on_to_the_same_architecture(
+    searched: Run, planted: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text(dump_job(planted(checkpoint_steps=17)))
+    command = [sys.executable, "-c", KILLED, "5", "search", "job.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (run,) = Path("runs/planted").iterdir()
+    assert not list(run.glob("phases/*/architecture.toml"))
+    assert main(["train", "--resume", str(run)]) == 0
+    assert open_run(run).architecture.read_bytes() == searched.architecture.read_bytes()
 
 
 def test_a_budget_gives_pairs_up_and_one_below_the_main_table_is_refused(

@@ -1,0 +1,163 @@
+"""Retrieval jobs from a log to a judged model, by the commands and the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from headwater.feature_store.errors import JobError, TrainingError
+from headwater.pipelines import evaluate, prepare, train
+from headwater.pipelines.cli import main
+from headwater.pipelines.job import Job, dump_job, parse_job
+from headwater.pipelines.reporting.report import write_report
+from headwater.pipelines.runs.checkpoint import Checkpoints
+from headwater.pipelines.runs.run import create_run, open_run
+
+USERS, ITEMS, GROUPS = 80, 40, 4
+LEAVE_ONE_OUT = {"by": "leave-one-out", "user": "who", "time": "at"}
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def log_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
+    """Return a function to a job over users who take items of their own group, one after another."""
+    folder = tmp_path_factory.mktemp("log")
+    random = np.random.default_rng(5)
+    rows = [
+        (f"user {user}", f"item {random.integers(0, ITEMS // GROUPS) * GROUPS + user % GROUPS}", at)
+        for user in range(USERS)
+        for at in range(random.integers(6, 10))
+    ]
+    frame = pl.DataFrame(rows, schema=["who", "what", "at"], orient="row")
+    frame.write_parquet(folder / "log.parquet")
+
+    def make(model: dict[str, Any], section: dict[str, Any] | None = None, **settings: Any) -> Job:
+        return parse_job(
+            {
+                "name": "log",
+                "data": {"source": str(folder / "log.parquet"), "split": LEAVE_ONE_OUT},
+                "interactions": {
+                    "user": "who",
+                    "item": "what",
+                    "time": "at",
+                    "top_k": [5, 10],
+                    "mask_seen": False,
+                    **(section or {}),
+                },
+                "model": {"embedding_dim": 8, **model},
+                "train": {
+                    "batch_size": 64,
+                    "epochs": 8,
+                    "device": "cpu",
+                    "dense": {"lr": 0.05},
+                    **settings,
+                },
+            }
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("model", ["bpr_mf", "lightgcn", "dccf"])
+def test_a_model_learns_who_takes_what(log_job: MakeJob, tmp_path: Path, model: str) -> None:
+    settings = {"num_intents": 4, "draws": 512} if model == "dccf" else {}
+    job = log_job({"type": model, **settings})
+    run = train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
+    evaluate(run)
+    found = run.metrics.metrics["test"]
+    # Of ten items of a group ten are answered; at random it is a quarter of all.
+    assert (found["recall@10"] or 0.0) > 0.6
+    report = write_report(run).read_text(encoding="utf-8")
+    assert "nothing is masked" in report
+    evaluation = json.loads((run.path / "evaluation.json").read_text())
+    assert evaluation["family"] == "retrieval"
+    (example, *_) = evaluation["splits"]["test"]["examples"]
+    assert example["user"].startswith("user ")
+    assert all(each["item"].startswith("item ") for each in example["shown"])
+    assert len(example["history"]) > 3
+
+
+def test_what_a_user_took_is_no_answer_unless_the_job_says_so(
+    log_job: MakeJob, tmp_path: Path
+) -> None:
+    shown: dict[Any, list[list[str]]] = {}
+    for masks in (True, "train", False):
+        job = log_job({"type": "bpr_mf"}, {"mask_seen": masks}, epochs=2)
+        run = train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
+        evaluate(run)
+        split = json.loads((run.path / "evaluation.json").read_text())["splits"]["test"]
+        shown[masks] = [
+            sorted({each["item"] for each in example["shown"]} & set(example["history"]))
+            for example in split["examples"]
+        ]
+        assert split["masked"] == {True: ["train", "valid"], "train": ["train"], False: []}[masks]
+    assert not any(shown[True])
+    assert any(shown[False])
+    # With training alone masked, at most the item of validation comes again.
+    assert all(len(each) <= 1 for each in shown["train"])
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    log_job: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same_training: Callable[..., None],
+) -> None:
+    job = log_job({"type": "dccf", "num_intents": 4, "draws": 512}, epochs=2, checkpoint_steps=3)
+    data = prepare(job, tmp_path / "prepared")
+    whole = train(job, data, runs=tmp_path / "whole")
+    stopped = create_run(job, tmp_path / "stopped")
+    save, saved = Checkpoints.save, 0
+
+    def stop_later(self: Checkpoints, parts: Any, *, best: bool) -> None:
+        nonlocal saved
+        save(self, parts, best=best)
+        saved += 1
+        if saved == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", stop_later)
+        with pytest.raises(KeyboardInterrupt):
+            train(job, data, run=stopped)
+    train(job, data, run=stopped, resume=True)
+    same_training(stopped.path, whole.path, only_best=True)
+
+
+def test_a_model_of_another_family_is_refused_with_its_section(
+    log_job: MakeJob, tiny_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = log_job({"type": "fm"})
+    with pytest.raises(JobError, match=r"'fm' foretells a label: declare \[features\]"):
+        train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
+    job = tiny_job({"type": "lightgcn"})
+    with pytest.raises(JobError, match=r"'lightgcn' answers with items .* \[interactions\]"):
+        train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
+
+
+def test_the_commands_carry_a_log_to_a_report(
+    log_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = log_job({"type": "lightgcn"}, epochs=2)
+    (tmp_path / "job.toml").write_text(dump_job(job))
+    assert main(["validate", "job.toml"]) == 0
+    assert main(["run", "job.toml", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "release" not in result
+    assert open_run(result["run"]).is_complete
+    assert main(["export", "job.toml"]) == 2
+    assert "retrieval models have no release yet" in capsys.readouterr().err
+
+
+def test_a_loss_that_diverges_is_named(log_job: MakeJob, tmp_path: Path) -> None:
+    job = log_job({"type": "bpr_mf"}, dense={"lr": 1e38}, clip_norm=1e38)
+    with pytest.raises(TrainingError, match=r"not finite|not numbers"):
+        train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
