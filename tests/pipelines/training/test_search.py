@@ -113,7 +113,16 @@ def test_the_trained_network_reads_and_holds_the_chosen_cross_alone(searched: Ru
 
 def test_its_release_scores_as_it_does(searched: Run, folder: Path) -> None:
     release = export(searched, folder / "releases")
-    assert read_manifest(release).parity["max_abs_diff"] < 1e-5
+    parity = read_manifest(release).parity
+    assert parity["max_abs_diff"] < 1e-5
+    schema = json.loads((Path(searched.metrics.prepared) / "schema.json").read_text())
+    rows = sum(column["cardinality"] for column in schema["columns"])
+    assert parity["table_bytes"] == rows * 4 * 4
+    parts = Checkpoints(searched.checkpoint).load("best")
+    assert parts is not None
+    weights = parts["network"]["weights"]
+    tables = [weight for name, weight in weights.items() if name.startswith("embeddings.store")]
+    assert sum(table.nbytes for table in tables) == rows * 4 * 4
 
 
 def test_training_from_the_architecture_is_the_second_half_of_the_run(
