@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from scipy import sparse
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 
 from headwater.feature_store.errors import JobError, TrainingError
 from headwater.models.retrieval.interactions import Interactions
 from headwater.models.retrieval.neighbours import (
     BLOCK,
+    CSR,
     NeighboursConfig,
     NeighboursModel,
     cooccurrences,
@@ -61,7 +62,7 @@ class EASE(NeighboursModel):
         note(f"{self.num_items:,} items take a dense matrix of {self.num_bytes / 1e9:.2f} GB")
         super().solve(note)
 
-    def weights(self, matrix_UN: sparse.csr_array) -> Iterator[sparse.csr_array]:
+    def weights(self, matrix_UN: CSR) -> Iterator[CSR]:
         """Yield the weights of the regressions of a block's items, (C, N)."""
         inverse_NN = self._inverse(matrix_UN)
         scale_N = -1 / inverse_NN.diagonal()
@@ -76,7 +77,7 @@ class EASE(NeighboursModel):
             )
             yield sparse.csr_array(np.concatenate(parts, 1) * scale_N[start:stop, None])
 
-    def _inverse(self, matrix_UN: sparse.csr_array) -> NDArray[np.float32]:
+    def _inverse(self, matrix_UN: CSR) -> NDArray[np.float32]:
         """Return P, of which only the lower triangle and the diagonal are right."""
         gram_NN = np.zeros((self.num_items, self.num_items), np.float32, order="F")
         for item_W, block_CN in cooccurrences(matrix_UN, np.ones(self.num_users)):
@@ -84,9 +85,10 @@ class EASE(NeighboursModel):
         _, users_N = degrees(matrix_UN)
         np.fill_diagonal(gram_NN, users_N + self.config.l2)
         # Column-major and overwritten: LAPACK makes no copy.
-        factor_NN, failed = lapack.spotrf(gram_NN, lower=1, clean=0, overwrite_a=1)
+        potrf, potri = get_lapack_funcs(("potrf", "potri"), dtype=np.float32)
+        factor_NN, failed = potrf(gram_NN, lower=1, clean=0, overwrite_a=1)
         if not failed:
-            inverse_NN, failed = lapack.spotri(factor_NN, lower=1, overwrite_c=1)
+            inverse_NN, failed = potri(factor_NN, lower=1, overwrite_c=1)
             if not failed:
                 return inverse_NN
         raise TrainingError(

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy import sparse
 
 from headwater.feature_store.schema import FIRST_CODE
 from headwater.models.retrieval.neighbours import (
+    CSR,
     NeighboursConfig,
     NeighboursModel,
     cooccurrences,
@@ -36,7 +36,7 @@ class ItemKNN(NeighboursModel):
     config_class = ItemKNNConfig
     config: ItemKNNConfig
 
-    def weights(self, matrix_UN: sparse.csr_array) -> Iterator[sparse.csr_array]:
+    def weights(self, matrix_UN: CSR) -> Iterator[CSR]:
         """Yield the likeness of all items to those of a block, (C, N)."""
         items_U, _ = degrees(matrix_UN)
         square_U = np.ones(self.num_users)

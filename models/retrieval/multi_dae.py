@@ -3,7 +3,8 @@
 The input of length 1 is a sum of vectors of the items of a set, of which training drops a share; the output
 is a softmax over all known items, and the loss its cross-entropy with each item of the whole set.
 
-B sets, L items of the largest, N rows of items, D dimension of items' vectors, H width of the last layer.
+B sets, L items of the largest, N rows of items, D dimension of items' vectors, H width of the last layer,
+S distinct items of all sets.
 """
 
 from __future__ import annotations
@@ -57,10 +58,14 @@ class MultiDAE(VectorModel):
     def encode(self, item_BL: Tensor) -> Tensor:
         """Return the last hidden layer, (B, H); an item that comes again counts once."""
         item_BL, counts_BL = distinct(item_BL)
-        length_B1 = counts_BL.sum(1, keepdim=True)
-        value_BL = self.drop(counts_BL * length_B1.clamp(min=1).rsqrt())
+        length_B = counts_BL.sum(1)
+        value_S = self.drop(length_B.clamp(min=1).rsqrt().repeat_interleave(length_B))
         sum_BD = nn.functional.embedding_bag(
-            item_BL, self.input_ND, mode="sum", per_sample_weights=value_BL
+            item_BL[counts_BL],
+            self.input_ND,
+            length_B.cumsum(0) - length_B,
+            mode="sum",
+            per_sample_weights=value_S,
         )
         hidden_BH = torch.tanh(sum_BD + self.input_bias_D)
         for layer in self.layers:

@@ -24,6 +24,8 @@ from headwater.feature_store.schema import FIRST_CODE
 from headwater.models.retrieval.interactions import Interactions, Queries, distinct
 from headwater.models.retrieval.solve import SolvedConfig, SolvedModel
 
+CSR = Any
+"""A `scipy.sparse.csr_array`: scipy says nothing of its types."""
 BLOCK = 1 << 22
 """Entries of a block of products or of scores."""
 
@@ -41,7 +43,6 @@ class NeighboursModel(SolvedModel):
     An item of a history counts once. A history without known items has scores of zero.
     """
 
-    config: NeighboursConfig
     start_N: Tensor
     """Where the weights of each item begin, and the end of all: (N + 1,)."""
     item_W: Tensor
@@ -50,12 +51,13 @@ class NeighboursModel(SolvedModel):
 
     def __init__(self, config: NeighboursConfig, interactions: Interactions) -> None:
         super().__init__(config, interactions)
+        self.num_neighbours = config.num_neighbours
         self.register_buffer("start_N", torch.zeros(self.num_items + 1, dtype=torch.int64))
         self.register_buffer("item_W", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("weight_W", torch.zeros(0))
 
     @abstractmethod
-    def weights(self, matrix_UN: sparse.csr_array) -> Iterator[sparse.csr_array]:
+    def weights(self, matrix_UN: CSR) -> Iterator[CSR]:
         """Yield the weights that lead to items, block after block in the order of items: CSR (C, N).
 
         `matrix_UN` has a 1 for each known user and item with an event. The diagonal is empty.
@@ -64,7 +66,7 @@ class NeighboursModel(SolvedModel):
     def solve(self, note: Callable[[str], None]) -> None:  # noqa: ARG002
         """Compute all weights, and keep the largest."""
         matrix_UN = user_items(self.interactions)
-        blocks = [largest(each, self.config.num_neighbours) for each in self.weights(matrix_UN)]
+        blocks = [largest(each, self.num_neighbours) for each in self.weights(matrix_UN)]
         from_NN = sparse.csr_array(sparse.vstack(blocks, format="csr").T)
         device = self.weight_W.device
         self.start_N = torch.from_numpy(from_NN.indptr.astype(np.int64)).to(device)
@@ -93,7 +95,7 @@ class NeighboursModel(SolvedModel):
         return score_BN
 
 
-def user_items(interactions: Interactions) -> sparse.csr_array:
+def user_items(interactions: Interactions) -> CSR:
     """Return a float32 matrix (U, N) that is 1 where a known user has an event with a known item."""
     user_E, item_E = interactions.users(), interactions.item_E
     known_E = (user_E >= FIRST_CODE) & (item_E >= FIRST_CODE)
@@ -103,15 +105,15 @@ def user_items(interactions: Interactions) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(key_E), np.float32), (user_E, item_E)), shape)
 
 
-def degrees(matrix_UN: sparse.csr_array) -> tuple[NDArray[Any], NDArray[Any]]:
+def degrees(matrix_UN: CSR) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the number of items of each user and the number of users of each item, int64."""
     items_U = np.diff(matrix_UN.indptr).astype(np.int64)
     return items_U, np.bincount(matrix_UN.indices, minlength=matrix_UN.shape[1])
 
 
 def cooccurrences(
-    matrix_UN: sparse.csr_array, weight_U: NDArray[Any]
-) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
+    matrix_UN: CSR, weight_U: NDArray[Any]
+) -> Iterator[tuple[NDArray[np.int64], CSR]]:
     """Yield for blocks of items the sum of the weights of the users who have each other item too: (C, N).
 
     Beside it is the item, of all, to whose row each entry belongs. Zeros and the diagonal are no entries.
@@ -133,7 +135,7 @@ def cooccurrences(
         start = stop
 
 
-def largest(block_CN: sparse.csr_array, number: int) -> sparse.csr_array:
+def largest(block_CN: CSR, number: int) -> CSR:
     """Return the `number` largest entries of each row; of equal ones those of the lower columns."""
     starts_C = block_CN.indptr
     least_C = np.full(len(starts_C) - 1, -np.inf, np.float32)
@@ -149,6 +151,6 @@ def largest(block_CN: sparse.csr_array, number: int) -> sparse.csr_array:
     return sparse.csr_array(entries, block_CN.shape)
 
 
-def _rows(block_CN: sparse.csr_array) -> NDArray[np.int64]:
+def _rows(block_CN: CSR) -> NDArray[np.int64]:
     """Return the row of each entry."""
     return np.repeat(np.arange(block_CN.shape[0]), np.diff(block_CN.indptr))

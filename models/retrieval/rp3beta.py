@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from pydantic import Field
-from scipy import sparse
 
 from headwater.models.retrieval.neighbours import (
+    CSR,
     NeighboursConfig,
     NeighboursModel,
     cooccurrences,
@@ -38,7 +38,7 @@ class RP3beta(NeighboursModel):
     config_class = RP3betaConfig
     config: RP3betaConfig
 
-    def weights(self, matrix_UN: sparse.csr_array) -> Iterator[sparse.csr_array]:
+    def weights(self, matrix_UN: CSR) -> Iterator[CSR]:
         """Yield the weights of walks that end at the items of a block, (C, N)."""
         # A user or item without an event is on no walk.
         items_U, users_N = (np.maximum(each, 1.0) for each in degrees(matrix_UN))

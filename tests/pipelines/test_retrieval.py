@@ -156,7 +156,7 @@ def test_a_stopped_solve_is_done_again(
     job = log_job({"type": "item_knn", **SOLVED})
     data = prepare(job, tmp_path / "prepared")
     whole = train(job, data, runs=tmp_path / "whole")
-    assert whole.metrics.stopped == "solved"
+    assert whole.metrics.training.stopped == "solved"
     stopped = create_run(job, tmp_path / "stopped")
 
     def stop(*_: Any) -> None:

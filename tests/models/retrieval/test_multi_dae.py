@@ -16,7 +16,7 @@ EVENTS = Interactions(3, ITEMS, np.array([0, 0, 0, 2]), np.array([2, 3], np.int3
 
 def make(**settings: Any) -> MultiDAE:
     torch.manual_seed(0)
-    given = {"embedding_dim": 12, "hidden": (5, 7)} | settings
+    given: dict[str, Any] = {"embedding_dim": 12, "hidden": (5, 7)} | settings
     return MultiDAE(MultiDAEConfig(**given), EVENTS)
 
 

@@ -174,7 +174,7 @@ def test_popularity_counts_events_for_everybody() -> None:
 
 def test_popularity_sums_the_weights_of_events() -> None:
     events = Interactions(
-        3, 4, np.array([0, 0, 0, 3]), np.array([2, 3, 2], np.int32), np.float32([1, 5, 2])
+        3, 4, np.array([0, 0, 0, 3]), np.array([2, 3, 2], np.int32), np.array([1, 5, 2], np.float32)
     )
     assert solve(Popularity, events).scores(ask([])).tolist() == [[0, 0, 3, 5]]
 
