@@ -72,6 +72,8 @@ class Model(nn.Module):
     """
 
     family: ClassVar[FamilyName]
+    needs_whole_batch: ClassVar[bool] = False
+    """Whether the loss of a row depends on the others of its batch, so that ranks can not share one."""
     config_class: ClassVar[type[ModelConfig]]
 
     def __init__(self, config: ModelConfig, *, num_features: int) -> None:

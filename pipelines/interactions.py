@@ -5,58 +5,15 @@ E events of a split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.feature_store.schema import (
-    FIRST_CODE,
-    MISSING_CODE,
-    UNKNOWN_CODE,
-    EncodedColumn,
-    Lookup,
-    Schema,
-)
-from headwater.feature_store.shards import ShardSet
+from headwater.feature_store.schema import FIRST_CODE, MISSING_CODE
 from headwater.models.retrieval.interactions import Interactions
+from headwater.pipelines.events import Events, read_events
 from headwater.pipelines.prepared import Prepared, SplitName
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """The rows of a split as they were prepared."""
-
-    user_E: NDArray[np.int32] | None
-    """Code of the user; None where baskets hold the items."""
-    item_E: NDArray[np.int32]
-    group_E: NDArray[np.int64]
-    """Key of the user or basket, whether or not training has it."""
-    time_E: NDArray[np.int64] | None
-    weight_E: NDArray[np.float32] | None
-    label_E: NDArray[np.float32]
-    """Of baskets 1 where the item is hidden, if the job names a column for it; else 1."""
-
-
-def read_events(shards: ShardSet) -> Events:
-    """Return all rows of a split, in their order."""
-    arrays = [shards.arrays(i) for i in range(len(shards.shard_rows))]
-
-    def whole(name: str) -> Any:
-        return np.concatenate([getattr(each, name) for each in arrays])
-
-    codes_EW = whole("codes")
-    has = {name for name, _ in arrays[0].present()}
-    return Events(
-        codes_EW[:, 0] if codes_EW.shape[1] > 1 else None,
-        codes_EW[:, -1],
-        whole("group"),
-        whole("time") if "time" in has else None,
-        whole("weight") if "weight" in has else None,
-        whole("label"),
-    )
 
 
 def load_interactions(prepared: Prepared, split: SplitName, *, verify: bool = True) -> Interactions:
@@ -106,11 +63,6 @@ def load_baskets(
     return Baskets(whole, rank_E >= np.repeat(stay_U, count_U))
 
 
-def row_keys(column: EncodedColumn) -> Sequence[int | str]:
-    """Return the raw values of a vocabulary; that of row r is at r - 2."""
-    return next(step.keys for step in column.steps if isinstance(step, Lookup))
-
-
 def _order(events: Events, asker_E: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the events by asker, then by time; equal ones stay in their order."""
     if events.time_E is None:
@@ -138,48 +90,3 @@ def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
-
-
-def leaks(splits: Mapping[SplitName, ShardSet], schema: Schema) -> list[str]:
-    """Return a line for each two splits that share an event of one user, item and time.
-
-    Without a time, of one user and item. A basket is of one split as a whole. Only what training knows can
-    be compared.
-    """
-    import polars as pl  # training and evaluation have no use for it
-
-    problems: list[str] = []
-    done: list[tuple[SplitName, pl.DataFrame]] = []
-    for split, shards in splits.items():
-        events = read_events(shards)
-        named = {"item": events.item_E, "time": events.time_E}
-        if events.user_E is None:
-            keys = pl.DataFrame({"basket": events.group_E}).unique()
-        else:
-            present = {name: array for name, array in named.items() if array is not None}
-            keys = pl.DataFrame({"user": events.user_E, **present}).unique()
-            keys = keys.filter(pl.min_horizontal("user", "item") > UNKNOWN_CODE)
-        for other, others in done:
-            both = keys.join(others, on=keys.columns, how="semi").sort(keys.columns)
-            if both.height:
-                problems.append(_leak(both.row(0, named=True), both.height, other, split, schema))
-        done.append((split, keys))
-    return problems
-
-
-def _leak(
-    first: Mapping[str, int], count: int, other: SplitName, split: SplitName, schema: Schema
-) -> str:
-    if "basket" in first:
-        return f"{count:,} baskets have items both in {other} and in {split}; expected each in one split."
-    user, item = (
-        row_keys(column)[first[name] - FIRST_CODE]
-        for name, column in zip(("user", "item"), schema.columns, strict=True)
-    )
-    again = f" at time {first['time']}" if "time" in first else ""
-    events = "event is" if count == 1 else "events are"
-    return (
-        f"{count:,} {events} both in {other} and in {split}, as user {user!r} with item {item!r}{again}: "
-        "a model would be asked for what it was shown. Leave repeated rows out by data.filter or in the files"
-        + ("." if "time" in first else ", or name interactions.time where an item may come again.")
-    )

@@ -11,6 +11,7 @@ V nodes (users, then items), B examples, D dimension, K intents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class DCCF(PairwiseModel):
     """Disentangled contrastive collaborative filtering."""
 
     config_class = DCCFConfig
+    needs_whole_batch: ClassVar[bool] = True
     config: DCCFConfig
 
     def __init__(self, config: DCCFConfig, interactions: Interactions) -> None:

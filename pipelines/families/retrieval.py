@@ -24,8 +24,9 @@ from headwater.pipelines.evaluation.ranking_metrics import METRICS, measure
 from headwater.pipelines.evaluation.records import Evaluation
 from headwater.pipelines.evaluation.retrieval_records import RetrievalEvaluation, RetrievalSplit
 from headwater.pipelines.evaluation.retrieval_summary import Catalogue, summarise_ranking
+from headwater.pipelines.events import row_keys
 from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring
-from headwater.pipelines.interactions import load_baskets, load_interactions, row_keys
+from headwater.pipelines.interactions import load_baskets, load_interactions
 from headwater.pipelines.job import Job
 from headwater.pipelines.job_interactions import InteractionLog
 from headwater.pipelines.job_model import job_model

@@ -26,7 +26,6 @@ from headwater.pipelines.arguments import path_of
 from headwater.pipelines.console import note
 from headwater.pipelines.data.files import find_files, fingerprint
 from headwater.pipelines.data.names import LABEL, ROW, TIME, raw_rows, staged_name
-from headwater.pipelines.interactions import leaks
 from headwater.pipelines.job import Job, require_job
 from headwater.pipelines.job_model import with_columns
 from headwater.pipelines.output import publish
@@ -45,6 +44,7 @@ from headwater.pipelines.prepared import (
 from headwater.pipelines.preparing.core import k_core
 from headwater.pipelines.preparing.encoding import encode_splits
 from headwater.pipelines.preparing.in_place import in_place
+from headwater.pipelines.preparing.leaks import leaks
 from headwater.pipelines.preparing.splits import Conditions, is_one_of, share
 from headwater.pipelines.preparing.staging import Part, Source, Staged, conditions, stage
 from headwater.pipelines.rules.data import class_problems

@@ -66,19 +66,23 @@ def _table_dims(job: Job, model_class: type[Model], config: ModelConfig) -> list
 
 
 def _search_problems(ranks: Ranks, model_class: type[Model], config: ModelConfig) -> list[str]:
-    """Return a line for each phase that only one process can run, where several were started."""
+    """Return a line for what only one process can train, where several were started."""
     if ranks.world_size == 1:
         return []
-    phases = model_class.phases(config)
-    remedy = "Start one."
-    if len(phases) > 1:
-        remedy = (
-            "Run `headwater search` in one process, then set model.architecture to what it finds."
-        )
+    if not model_class.slots(config):
+        if not model_class.needs_whole_batch:
+            return []
+        return [
+            (
+                f"model: {model_class.__name__} compares the rows of a batch with each other and trains in "
+                f"one process, but {ranks.world_size} were started. Start one."
+            )
+        ]
     return [
         f"model: the phase {phase.name!r} of {model_class.__name__} runs in one process, but "
-        f"{ranks.world_size} were started. {remedy}"
-        for phase in phases
+        f"{ranks.world_size} were started. Run `headwater search` in one process, then set "
+        "model.architecture to what it finds."
+        for phase in model_class.phases(config)
         if phase.mode in ("dense", "lazy")
     ]
 

@@ -57,7 +57,7 @@ class Study:
     def search(self, name: str, model: Mapping[str, Any], seed: int) -> tuple[Run, float]:
         """Return the run of a search alone, and its CPU seconds."""
         name = f"{self.data}-search-{name}-s{seed}"
-        found = self.shop.done(name)
+        found: dict[str, Any] | None = self.shop.done(name)
         if found is None:
             job = self.job(model, 1e-3, seed)
             prepared = self.prepared(job)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.pipelines.interactions import load_baskets, load_interactions, row_keys
+from headwater.pipelines.events import row_keys
+from headwater.pipelines.interactions import load_baskets, load_interactions
 from headwater.pipelines.job import Job, dump_job, parse_job
 from headwater.pipelines.prepared import Prepared
 from headwater.pipelines.preparing.prepare import prepare

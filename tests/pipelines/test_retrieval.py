@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +214,27 @@ def test_a_loss_that_diverges_is_named(log_job: MakeJob, tmp_path: Path) -> None
     job = log_job({"type": "bpr_mf"}, dense={"lr": 1e38}, clip_norm=1e38)
     with pytest.raises(TrainingError, match=r"not finite|not numbers"):
         train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_train_as_one(
+    log_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = log_job({"type": "lightgcn"}, epochs=3)
+    (tmp_path / "job.toml").write_text(dump_job(job))
+    alone = train(job, prepare(job, "prepared"), runs="alone")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *torchrun, "-m", "headwater.pipelines.cli", "train"]
+    subprocess.run([*command, "job.toml"], check=True)
+    (run,) = map(open_run, Path("runs/log").iterdir())
+    assert run.metrics.training.world_size == 2
+    for ours, theirs in zip(run.metrics.history, alone.metrics.history, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-4)
+        assert ours.valid["ndcg@10"] == pytest.approx(theirs.valid["ndcg@10"], abs=0.02)
+    contrast = log_job({"type": "dccf", "num_intents": 4})
+    (tmp_path / "job.toml").write_text(dump_job(contrast))
+    done = subprocess.run([*command, "job.toml"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "DCCF compares the rows of a batch with each other" in done.stderr
