@@ -26,9 +26,9 @@ from headwater.models.retrieval.neighbours import (
 class RP3betaConfig(NeighboursConfig):
     """Settings of RP3beta."""
 
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=0.5, ge=0)
     """Power of the probabilities of steps."""
-    beta: float = Field(default=0.6, ge=0)
+    beta: float = Field(default=0.3, ge=0)
     """Power of the number of users of an item, which divides its score; 0 gives P3alpha."""
 
 
