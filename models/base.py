@@ -101,6 +101,12 @@ class Model(nn.Module):
     def phases(cls, config: ModelConfig) -> tuple[Any, ...]:
         """Return the phases of training (`models.phases`); the last one trains the network of the run."""
 
+    def make_room(self, weights: Mapping[str, Tensor]) -> None:
+        """Give what has its shape from training that of its weight, by name; by default nothing has.
+
+        It is called before `weights` are loaded.
+        """
+
     @abstractmethod
     def loss(self, output: Any, batch: Any) -> Tensor:
         """Return the sum over a batch's rows of the loss of what `forward` gave."""

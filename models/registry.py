@@ -19,9 +19,14 @@ CTR_MODELS = {
     "optembed": "headwater.models.ctr.optembed:OptEmbed",
 }
 RETRIEVAL_MODELS = {
+    "popularity": "headwater.models.retrieval.popularity:Popularity",
+    "item_knn": "headwater.models.retrieval.item_knn:ItemKNN",
+    "rp3beta": "headwater.models.retrieval.rp3beta:RP3beta",
+    "ease": "headwater.models.retrieval.ease:EASE",
     "bpr_mf": "headwater.models.retrieval.bpr_mf:BPRMF",
     "lightgcn": "headwater.models.retrieval.lightgcn:LightGCN",
     "dccf": "headwater.models.retrieval.dccf:DCCF",
+    "multi_dae": "headwater.models.retrieval.multi_dae:MultiDAE",
 }
 MODELS = CTR_MODELS | RETRIEVAL_MODELS
 

@@ -63,6 +63,10 @@ class Placement:
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
         """Restore what `weights` gave, whole or not, bit by bit; RunError where it does not fit."""
+        own = "model."
+        self.network.model.make_room(
+            {name.removeprefix(own): each for name, each in weights.items() if name.startswith(own)}
+        )
         live = self.weights()
         with torch.no_grad():
             copy_over(live, spread(weights, live), "model")

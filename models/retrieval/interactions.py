@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headwater.feature_store.schema import FIRST_CODE
+
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
@@ -120,3 +122,14 @@ class Sets(_Tensors):
 
     def __len__(self) -> int:
         return len(self.length_B)
+
+
+def distinct(item_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the items of each row ascending, and which of them count: known ones, each at its first place.
+
+    Both are (B, L), the second bool.
+    """
+    item_BL = item_BL.sort(1).values
+    counts_BL = item_BL >= FIRST_CODE
+    counts_BL[:, 1:] &= item_BL[:, 1:] != item_BL[:, :-1]
+    return item_BL, counts_BL
