@@ -378,8 +378,8 @@ def test_evaluation_of_the_format_before_is_refused_in_one_line_with_the_remedy(
     with pytest.raises(RunError) as refused:
         write_report(run)
     assert str(refused.value) == (
-        f"{run / 'evaluation.json'}: found an evaluation of format 1, expected format 2 of family ctr. "
-        f"Write it again by `headwater evaluate --run {run}`."
+        f"{run / 'evaluation.json'}: found an evaluation of format 1, expected format 2 of family ctr or "
+        f"retrieval. Write it again by `headwater evaluate --run {run}`."
     )
 
 
