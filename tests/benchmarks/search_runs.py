@@ -57,40 +57,12 @@ class Study:
     def search(self, name: str, model: Mapping[str, Any], seed: int) -> tuple[Run, float]:
         """Return the run of a search alone, and its CPU seconds."""
         name = f"{self.data}-search-{name}-s{seed}"
-        found: dict[str, Any] | None = self.shop.done(name)
-        if found is None:
-            job = self.job(model, 1e-3, seed)
-            prepared = self.prepared(job)
-            started_s = time.process_time()
-            run = train(job, prepared, runs=self.shop.work / "runs" / name, search_only=True)
-            found = {"run": str(run.path), "cpu_s": time.process_time() - started_s}
-            self.shop.keep(name, found)
-            print(f"{name}: {found['cpu_s']:.0f} CPU s", flush=True)
-        return open_run(found["run"]), found["cpu_s"]
+        return searched(self.shop, name, self.job(model, 1e-3, seed))
 
     def train(self, name: str, model: Mapping[str, Any], l2: float, seed: int) -> dict[str, Any]:
         """Return the results of a training; `run` in them is its folder."""
         name = f"{self.data}-{name}-l2{l2:g}-s{seed}"
-        found = self.shop.done(name)
-        if found is None:
-            job = self.job(model, l2, seed)
-            prepared = self.prepared(job)
-            started_s = time.process_time()
-            run = train(job, prepared, runs=self.shop.work / "runs" / name)
-            cpu_s = time.process_time() - started_s
-            found = reached(run, prepared) | {
-                "seed": seed,
-                "l2": l2,
-                "cpu_s": cpu_s,
-                "run": str(run.path),
-                "bytes": table_bytes(run, prepared),
-            }
-            self.shop.keep(name, found)
-            print(
-                f"{name}: valid {found['valid_auc']:.5f} {found['bytes']:,} bytes {cpu_s:.0f} s",
-                flush=True,
-            )
-        return found
+        return trained(self.shop, name, self.job(model, l2, seed))
 
     def tuned(self, name: str, model: Mapping[str, Any], penalties: tuple[float, ...]) -> float:
         """Return the L2 of tables that reaches the best validation AUC, of one seed."""
@@ -104,6 +76,42 @@ class Study:
             "seed": result["seed"],
             "bytes": table_bytes(run, prepared, int8=True),
         }
+
+
+def searched(shop: Workshop, name: str, job: Job) -> tuple[Run, float]:
+    """Return the run of a search alone, made now unless it is there, and its CPU seconds."""
+    found: dict[str, Any] | None = shop.done(name)
+    if found is None:
+        prepared = prepare(job, shop.work / "prepared")
+        started_s = time.process_time()
+        run = train(job, prepared, runs=shop.work / "runs" / name, search_only=True)
+        found = {"run": str(run.path), "cpu_s": time.process_time() - started_s}
+        shop.keep(name, found)
+        print(f"{name}: {found['cpu_s']:.0f} CPU s", flush=True)
+    return open_run(found["run"]), found["cpu_s"]
+
+
+def trained(shop: Workshop, name: str, job: Job) -> dict[str, Any]:
+    """Return the results of a training, made now unless they are there; `run` in them is its folder."""
+    found = shop.done(name)
+    if found is None:
+        prepared = prepare(job, shop.work / "prepared")
+        started_s = time.process_time()
+        run = train(job, prepared, runs=shop.work / "runs" / name)
+        cpu_s = time.process_time() - started_s
+        found = reached(run, prepared) | {
+            "seed": job.train.seed,
+            "l2": job.train.sparse.l2,
+            "cpu_s": cpu_s,
+            "run": str(run.path),
+            "bytes": table_bytes(run, prepared),
+        }
+        shop.keep(name, found)
+        print(
+            f"{name}: valid {found['valid_auc']:.5f} {found['bytes']:,} bytes {cpu_s:.0f} s",
+            flush=True,
+        )
+    return found
 
 
 def table_bytes(run: Run, prepared: Prepared, *, int8: bool = False) -> int:

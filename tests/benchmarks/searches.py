@@ -11,18 +11,17 @@ Trainings whose result is in `--work` are not run again; a series can be stopped
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import tomli_w
 import torch
 from cyclopts import App
 from measure import table
 from quality_runs import MODELS, Set, Workshop
+from random_pairs import random_methods, search_config, table_sizes, write_methods
 from search_runs import Study
 
 from headwater.models.ctr.architecture import FoundPair, Method, read_architecture
@@ -79,7 +78,8 @@ def optinter(*, frappe: Path | None = None, ml100k: Path | None = None, work: Pa
             results, others = [], []
             for seed in SEEDS:
                 found = read_architecture(own[seed])
-                sizes = _sizes(study, plain, found)
+                job = study.job(plain, 0.0, 1)
+                sizes = table_sizes(job, study.prepared(job).schema, found)
                 limit = int(share * everything)
                 if limit < sizes.main:
                     break
@@ -87,7 +87,9 @@ def optinter(*, frappe: Path | None = None, ml100k: Path | None = None, work: Pa
                 held = sizes.total(_config(study, plain), methods)
                 results.append(_trained(study, f"optinter-{held}", plain, found, methods, l2, seed))
                 for number in range(RANDOM):
-                    drawn = _random(found, methods, sizes, study, plain, seed * RANDOM + number)
+                    drawn = random_methods(
+                        methods, sizes, _config(study, plain), seed * RANDOM + number
+                    )
                     name = f"random{number}-{held}"
                     others.append(_trained(study, name, plain, found, drawn, l2, seed))
             if not results:
@@ -102,19 +104,6 @@ def optinter(*, frappe: Path | None = None, ml100k: Path | None = None, work: Pa
         )
 
 
-def _sizes(study: Study, plain: Mapping[str, Any], found: Sequence[FoundPair]) -> Sizes:
-    """Return the bytes of the tables of a search."""
-    job, config = study.job(plain, 0.0, 1), _config(study, plain)
-    sizes = {c.name: c.cardinality for c in study.prepared(job).schema.columns}
-    width = 4 * config.interaction_dim
-    return Sizes(
-        main=4 * config.embedding_dim * sum(sizes[column.name] for column in job.features.columns),
-        second={name: width * sizes[name] for name in config.cross},
-        crossed={pair.name: width * pair.rows for pair in found},
-        rows={pair.name: pair.rows for pair in found},
-    )
-
-
 def _within(
     found: Sequence[FoundPair], sizes: Sizes, study: Study, plain: Mapping[str, Any], limit: int
 ) -> list[Method]:
@@ -124,33 +113,9 @@ def _within(
     return choose(weights_P3, sizes, config)
 
 
-def _random(
-    found: Sequence[FoundPair],
-    methods: Sequence[Method],
-    sizes: Sizes,
-    study: Study,
-    plain: Mapping[str, Any],
-    seed: int,
-) -> list[Method]:
-    """Return random methods of at most as many bytes: as many factorised pairs, then memorised ones."""
-    config = _config(study, plain)
-    rng, limit = random.Random(seed), sizes.total(config, methods)
-    drawn: list[Method] = ["naive"] * len(found)
-    for place in rng.sample(range(len(found)), len(found)):
-        wants_product = drawn.count("factorise") < methods.count("factorise")
-        for method in ("factorise", "memorise") if wants_product else ("memorise",):
-            drawn[place] = method
-            if sizes.total(config, drawn) <= limit:
-                break
-            drawn[place] = "naive"
-    return drawn
-
-
 def _config(study: Study, plain: Mapping[str, Any]) -> OptInterConfig:
     """Return the settings of a search."""
-    _, config = job_model(study.job(plain, 0.0, 1))
-    assert isinstance(config, OptInterConfig)
-    return config
+    return search_config(study.job(plain, 0.0, 1))
 
 
 def _trained(
@@ -162,13 +127,8 @@ def _trained(
     l2: float,
     seed: int,
 ) -> dict[str, Any]:
-    pairs = [
-        {"columns": list(pair.columns), "method": method}
-        for pair, method in zip(found, methods, strict=True)
-    ]
     path = study.shop.work / "architectures" / f"{study.data}-{name}-s{seed}.toml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps({"pairs": pairs}))
+    write_methods(path, found, methods)
     return study.train(name, {**plain, "architecture": str(path)}, l2, seed)
 
 
