@@ -26,6 +26,7 @@ RETRIEVAL_MODELS = {
     "bpr_mf": "headwater.models.retrieval.bpr_mf:BPRMF",
     "lightgcn": "headwater.models.retrieval.lightgcn:LightGCN",
     "dccf": "headwater.models.retrieval.dccf:DCCF",
+    "sasrec": "headwater.models.retrieval.sasrec:SASRec",
     "multi_dae": "headwater.models.retrieval.multi_dae:MultiDAE",
 }
 MODELS = CTR_MODELS | RETRIEVAL_MODELS
