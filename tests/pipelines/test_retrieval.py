@@ -80,6 +80,7 @@ SOLVED: dict[str, Any] = {"embedding_dim": 1}
         ("bpr_mf", {}, 0.6),
         ("lightgcn", {}, 0.6),
         ("dccf", {"num_intents": 4, "draws": 512}, 0.6),
+        ("sasrec", {"way": "prefixes", "dropout": 0.1, "attention_dropout": 0.1}, 0.6),
         ("multi_dae", {"hidden": [8]}, 0.6),
     ],
 )

@@ -16,7 +16,12 @@ NUM_ITEMS = 14
 
 def make(**changes: Any) -> SASRec:
     torch.manual_seed(0)
-    settings = {"embedding_dim": 8, "max_length": 6, "dropout": 0.0, "attention_dropout": 0.0}
+    settings: dict[str, Any] = {
+        "embedding_dim": 8,
+        "max_length": 6,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
     none = Interactions(4, NUM_ITEMS, np.zeros(5, np.int64), np.zeros(0, np.int32))
     return SASRec(SASRecConfig(**{**settings, **changes}), none).double()
 
