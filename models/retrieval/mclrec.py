@@ -62,7 +62,7 @@ class MCLRec(CL4SRec):
     """Meta-optimised contrastive learning for sequential recommendation."""
 
     config_class = MCLRecConfig
-    config: MCLRecConfig
+    config: MCLRecConfig  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
     needs_whole_batch: ClassVar[bool] = True
 
     def __init__(self, config: MCLRecConfig, interactions: Interactions) -> None:
