@@ -75,8 +75,9 @@ def _split(look: Look, user: str, time: str | None) -> tuple[dict[str, Any], str
     if time is None:
         return split_by(None)
     users = look.sample.select(named(user).alias("user")).drop_nulls()
-    counts = users.group_by("user").len().get_column("len")
-    if ((counts >= ROWS_TO_SPARE).mean() or 0.0) < LEAST_HELD_OUT:
+    counts = users.group_by("user").len()
+    share = counts.select((pl.col("len") >= ROWS_TO_SPARE).mean()).item()
+    if (share or 0.0) < LEAST_HELD_OUT:
         return split_by(time)
     why = "each user's newest item is held out for test, the one before it for validation"
     return {"by": "leave-one-out", "user": user, "time": time}, why

@@ -332,7 +332,7 @@ def test_command_lists_problems_and_exits_with_2(capsys: pytest.CaptureFixture[s
 
 
 def test_log_is_shown_by_its_users_and_items_after_the_k_core() -> None:
-    job = {
+    job: dict[str, Any] = {
         "name": "log",
         "data": {
             "source": "rows.parquet",
