@@ -27,6 +27,8 @@ RETRIEVAL_MODELS = {
     "lightgcn": "headwater.models.retrieval.lightgcn:LightGCN",
     "dccf": "headwater.models.retrieval.dccf:DCCF",
     "sasrec": "headwater.models.retrieval.sasrec:SASRec",
+    "cl4srec": "headwater.models.retrieval.cl4srec:CL4SRec",
+    "mclrec": "headwater.models.retrieval.mclrec:MCLRec",
     "multi_dae": "headwater.models.retrieval.multi_dae:MultiDAE",
 }
 MODELS = CTR_MODELS | RETRIEVAL_MODELS

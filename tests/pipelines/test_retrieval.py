@@ -68,6 +68,7 @@ def log_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
 
 
 SOLVED: dict[str, Any] = {"embedding_dim": 1}
+LITTLE_DROPOUT: dict[str, Any] = {"dropout": 0.1, "attention_dropout": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,9 @@ SOLVED: dict[str, Any] = {"embedding_dim": 1}
         ("bpr_mf", {}, 0.6),
         ("lightgcn", {}, 0.6),
         ("dccf", {"num_intents": 4, "draws": 512}, 0.6),
-        ("sasrec", {"way": "prefixes", "dropout": 0.1, "attention_dropout": 0.1}, 0.6),
+        ("sasrec", {"way": "prefixes", **LITTLE_DROPOUT}, 0.6),
+        ("cl4srec", LITTLE_DROPOUT, 0.6),
+        ("mclrec", LITTLE_DROPOUT, 0.6),
         ("multi_dae", {"hidden": [8]}, 0.6),
     ],
 )
@@ -123,13 +126,18 @@ def test_what_a_user_took_is_no_answer_unless_the_job_says_so(
     assert all(len(each) <= 1 for each in shown["train"])
 
 
+@pytest.mark.parametrize(
+    "model",
+    [{"type": "dccf", "num_intents": 4, "draws": 512}, {"type": "mclrec", "inner_dim": 16}],
+)
 def test_a_stopped_training_goes_on_to_the_same_bits(
     log_job: MakeJob,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     same_training: Callable[..., None],
+    model: dict[str, Any],
 ) -> None:
-    job = log_job({"type": "dccf", "num_intents": 4, "draws": 512}, epochs=2, checkpoint_steps=3)
+    job = log_job(model, epochs=2, checkpoint_steps=3)
     data = prepare(job, tmp_path / "prepared")
     whole = train(job, data, runs=tmp_path / "whole")
     stopped = create_run(job, tmp_path / "stopped")
