@@ -19,18 +19,21 @@ from headwater.feature_store import fit
 from headwater.feature_store.encoders import Calendar, Codes, Column
 from headwater.feature_store.errors import InputError, JobError
 from headwater.feature_store.readings import Fail, read
+from headwater.feature_store.schema import INT64_MIN
 from headwater.pipelines.console import table
 from headwater.pipelines.data import columns
 from headwater.pipelines.data.files import find_files
-from headwater.pipelines.data.names import LABEL
+from headwater.pipelines.data.names import GROUP, LABEL, staged_name
 from headwater.pipelines.data.rows import Rows
 from headwater.pipelines.data.source_file import SourceFile
 from headwater.pipelines.data.table import Table
 from headwater.pipelines.job import Job
+from headwater.pipelines.job_interactions import InteractionLog
 from headwater.pipelines.job_model import job_model
 from headwater.pipelines.job_tuning import Range, choice_text
 from headwater.pipelines.prepared import SplitName, time_text
 from headwater.pipelines.preparing import staging
+from headwater.pipelines.preparing.core import k_core
 from headwater.pipelines.preparing.prepare import time_range_ms
 from headwater.pipelines.preparing.staging import Source
 from headwater.pipelines.ranks import find_ranks
@@ -94,7 +97,7 @@ class Validation:
         parts = [
             f"{job}: valid",
             table("Features", self.features),
-            table("What the release takes in", self.inputs),
+            *([table("What the release takes in", self.inputs)] if self.inputs else []),
             table("Splits", self.splits),
             table("Model", settings),
         ]
@@ -197,7 +200,7 @@ def _readable(table: Table) -> Table:
 
 
 def _describe(job: Job, source: Source, result: Validation) -> None:
-    """Fill in features and inputs."""
+    """Fill in features and, for a model that a release can hold, its inputs."""
     for encoder in job.features.columns:
         column = source.raw[encoder.inputs[0]] if isinstance(encoder, Column) else None
         settings = encoder.model_dump(
@@ -213,6 +216,8 @@ def _describe(job: Job, source: Source, result: Validation) -> None:
                 "settings": ", ".join(f"{k} {_plain(v)}" for k, v in settings.items()),
             }
         )
+    if job.interactions is not None:
+        return
     table_names = source.table.names()
     for name, column in source.raw.items():
         derived = name in job.data.derive
@@ -272,13 +277,21 @@ def _read(source: Source, result: Validation) -> Iterable[Any]:
 
 
 def _check_splits(job: Job, result: Validation) -> None:
-    """Count rows and positives of each split; a model needs both classes to train and to be judged."""
-    # One feature stands for all: what matters here are label and split.
-    first = next(each for each in job.features.columns if isinstance(each, Column))
-    slim = job.model_copy(update={"features": job.features.model_copy(update={"columns": [first]})})
+    """Count the rows of each split, and what they hold: positives, or of a log users and items.
+
+    A click model needs both classes to train and to be judged.
+    """
+    log = job.interactions
+    if log is None:
+        # One feature stands for all: what matters here are label and split.
+        first = next(each for each in job.features.columns if isinstance(each, Column))
+        features = job.features.model_copy(update={"columns": [first]})
+        job = job.model_copy(update={"features": features})
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder:
-        source = staging.Source(slim)
+        source = staging.Source(job)
         staged = result.attempt(lambda: staging.stage(source, Path(folder) / "staged"))
+        if staged is not None and log is not None:
+            staged = result.attempt(lambda staged=staged: k_core(staged, log))
         if staged is None:
             return
         counts: dict[SplitName, tuple[int, int]] = {}
@@ -288,19 +301,32 @@ def _check_splits(job: Job, result: Validation) -> None:
             first, last = map(time_text, times) if times else ("", "")
             label = pl.col(LABEL).cast(pl.Int64)
             rows, positives = counted.select(pl.len(), label.sum()).collect().row(0)
-            rate = round(positives / rows, 5) if rows else 0.0
+            if log is None:
+                rate = round(positives / rows, 5) if rows else 0.0
+                held = {"positives": positives, "rate": rate}
+            else:
+                held = _distinct(counted, log)
             result.splits.append(
                 {
                     "split": split,
                     "rows": rows,
-                    "positives": positives,
-                    "rate": rate,
+                    **held,
                     "first (UTC)": first,
                     "last (UTC)": last,
                 }
             )
             counts[split] = rows, positives
         result.problems += class_problems(counts, source.table.path, job)
+
+
+def _distinct(rows: pl.LazyFrame, log: InteractionLog) -> dict[str, int]:
+    """Return how many users or baskets and how many items staged rows have."""
+    asker, item = pl.col(GROUP), pl.col(staged_name(log.item))
+    counts = {
+        f"{log.asker_key}s": asker.filter(asker != INT64_MIN).n_unique(),
+        "items": item.drop_nulls().n_unique(),
+    }
+    return rows.select(**counts).collect().row(0, named=True)
 
 
 def _list(value: str | list[str] | None) -> list[str]:

@@ -73,7 +73,8 @@ def guess(look: Look, label: str | None = None) -> Guess:
     """Return a first job for what `look` shows; JobError where no column can be the label."""
     result = Guess()
     _label(look, label, result)
-    _keys(look, result)
+    keys = find_keys(look)
+    result.user, result.item = keys.get("user"), keys.get("item")
     _split(look, result)
     for column in look.columns:
         if column.name not in result.left_out:
@@ -114,7 +115,9 @@ def _free_name(name: str, look: Look) -> str:
     return name
 
 
-def _keys(look: Look, result: Guess) -> None:
+def find_keys(look: Look) -> dict[str, str]:
+    """Return the columns that are named like a user's and an item's key and recur like one, by role."""
+    found: dict[str, str] = {}
     for words, role in ((USERS, "user"), (ITEMS, "item")):
         for column in shared(look.columns, words):
             rest = [token for token in column.tokens if token not in KEY_WORDS | KEY_ENDS]
@@ -122,8 +125,9 @@ def _keys(look: Look, result: Guess) -> None:
             # In a few rows even a good key seldom recurs; two values are a flag, as `member`.
             recurs = _recurs(column, look) or look.num_rows < FEW_ROWS
             if is_key and recurs and column.distinct > 2 and column.found != pl.Float64:
-                setattr(result, role, column.name)
+                found[role] = column.name
                 break
+    return found
 
 
 def _perhaps(look: Look, result: Guess) -> None:
@@ -168,31 +172,46 @@ def time_unit(column: Profile) -> str | None:
     return None
 
 
-def _split(look: Look, result: Guess) -> None:
+def find_time(look: Look) -> str | None:
+    """Return the column of the time at which a row happened, if one looks like it."""
     times = [column for column in look.columns if time_unit(column) and column.distinct > 1]
     times.sort(key=lambda column: next((i for i, w in enumerate(TIMES) if w in column.tokens), 99))
-    if times:
-        result.time = times[0].name
+    return times[0].name if times else None
+
+
+def find_splits(look: Look) -> list[dict[str, Any]]:
+    """Return a rule for each column that says for which part its row is."""
+    found: list[dict[str, Any]] = []
     for column in shared(look.columns, SPLITS):
         names = {str(value).lower(): str(value) for value in column.values}
         valid = next((names[w] for w in ("valid", "val", "validation", "dev") if w in names), None)
-        if "train" not in names or "test" not in names or valid is None:
-            continue
-        if result.split:
-            result.left_out[column.name] = "another split"
-            continue
-        result.split = {"by": "column", "column": column.name, "train": names["train"]}
-        result.split |= {"valid": valid, "test": names["test"]}
-        result.split_why = "the data says where a row belongs"
-        result.left_out[column.name] = "the split"
-    if result.split:
-        return
-    if result.time:
-        result.split = {"by": "time", "column": result.time, "valid": 0.1, "test": 0.1}
-        result.split_why = "the newest rows are held out: the model is asked about the future"
+        if "train" in names and "test" in names and valid is not None:
+            values = {"train": names["train"], "valid": valid, "test": names["test"]}
+            found.append({"by": "column", "column": column.name, **values})
+    return found
+
+
+SPLIT_GIVEN = "the data says where a row belongs"
+
+
+def split_by(time: str | None) -> tuple[dict[str, Any], str]:
+    """Return a split of single rows, the newest ones held out where there is a time, and the reason."""
+    if time is not None:
+        why = "the newest rows are held out: the model is asked about the future"
+        return {"by": "time", "column": time, "valid": 0.1, "test": 0.1}, why
+    why = "rows are held out at random, as no column tells their time"
+    return {"by": "ratio", "valid": 0.1, "test": 0.1}, why
+
+
+def _split(look: Look, result: Guess) -> None:
+    result.time = find_time(look)
+    rules = find_splits(look)
+    for rule in rules:
+        result.left_out[rule["column"]] = "the split" if rule is rules[0] else "another split"
+    if rules:
+        result.split, result.split_why = rules[0], SPLIT_GIVEN
     else:
-        result.split = {"by": "ratio", "valid": 0.1, "test": 0.1}
-        result.split_why = "rows are held out at random, as no column tells their time"
+        result.split, result.split_why = split_by(result.time)
 
 
 def _column(column: Profile, look: Look, result: Guess) -> None:

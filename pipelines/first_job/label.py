@@ -72,7 +72,7 @@ def find_label(look: Look) -> Profile:
         if _is_binary(column) or _positive(column) is not None:
             return column
     for column in shared(look.columns, RATINGS):
-        if _threshold(column, look) is not None:
+        if liked_from(column, look) is not None:
             return column
     two = [column.name for column in look.columns if _is_binary(column) or len(column.values) == 2]
     counts = [column for column in named if positive_when(column, look) is not None]
@@ -85,8 +85,26 @@ def find_label(look: Look) -> Profile:
     if counts or two:
         parts.append("Say which by --label.")
     else:
-        parts.append("A log of what was clicked alone needs rows of what was not; add them first.")
+        parts.append(
+            "A click model needs rows of what was not clicked too; a log of users and items alone is for a "
+            "retrieval model, and has a column of either."
+        )
     raise JobError(" ".join(parts))
+
+
+def may_be_label(column: Profile, look: Look) -> bool:
+    """Tell whether a column has values of a label, or its name and values from which one comes."""
+    is_named = bool(set(LABELS) & set(column.tokens))
+    return (
+        _is_binary(column)
+        or _positive(column) is not None
+        or (is_named and positive_when(column, look) is not None)
+    )
+
+
+def liked_from(column: Profile, look: Look) -> float | None:
+    """Return the least rating that counts as liked, for a column that is named like a rating; else None."""
+    return _threshold(column, look) if set(RATINGS) & set(column.tokens) else None
 
 
 def _is_binary(column: Profile) -> bool:

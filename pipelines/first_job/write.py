@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.feature_store.errors import DataError, JobError
-from headwater.models.registry import CTR_MODELS
+from headwater.models.registry import CTR_MODELS, RETRIEVAL_MODELS
 from headwater.pipelines.console import note
 
 if TYPE_CHECKING:
     from headwater.pipelines.data.source_file import SourceFile
     from headwater.pipelines.first_job.guess import Guess
+    from headwater.pipelines.first_job.log import Log
     from headwater.pipelines.first_job.profile import Look
 
 SPLIT_WORDS = {
@@ -24,6 +25,8 @@ SPLIT_WORDS = {
     "test": ("test", "testing"),
 }
 """Words in a file's name that say which rows it holds."""
+FIRST_RETRIEVAL = "item_knn"
+"""Model of a first job for a log of interactions."""
 
 
 def write_job(
@@ -33,15 +36,17 @@ def write_job(
     label: str | None = None,
     force: bool = False,
     csv: Mapping[str, Any] | None = None,
-) -> tuple[Path, Guess]:
+) -> tuple[Path, Guess | Log]:
     """Write a first job for data files, CSV written as `csv` says; return its path and what was guessed.
 
+    A log of users and items, without a label, gets a job for a retrieval model, unless `label` names one.
     Raises JobError where the job file exists and `force` is not set, or where no column can be the
     label, DataError where the data cannot be read.
     """
     from headwater.pipelines.data.files import find_files
     from headwater.pipelines.data.table import Table
     from headwater.pipelines.first_job.guess import guess
+    from headwater.pipelines.first_job.log import find_log
     from headwater.pipelines.first_job.profile import look_at
     from headwater.pipelines.job import parse_job, read_csv_format
     from headwater.pipelines.output import write_whole
@@ -57,23 +62,18 @@ def write_job(
     _same_columns(table.files)
     note(f"looking at {table.path}")
     look = look_at(table)
-    guessed = guess(look, label)
     paths = {part: paths for part, (paths, _) in parts.items()} if parts else {"source": list(data)}
-    text = job_text(name, paths, guessed, look, written.model_dump(exclude_defaults=True))
+    options = written.model_dump(exclude_defaults=True)
+    found = find_log(look) if label is None else None
+    if found is None:
+        found = guess(look, label)
+        lines = _lines(name, paths, found, look, options)
+    else:
+        lines = _log_lines(name, paths, found, look, options)
+    text = "\n".join(lines) + "\n"
     parse_job(tomllib.loads(text), source=str(path))
     write_whole(path, text.encode())
-    return path, guessed
-
-
-def job_text(
-    name: str,
-    paths: Mapping[str, Sequence[str]],
-    guessed: Guess,
-    look: Look,
-    csv: Mapping[str, Any],
-) -> str:
-    """Return a commented job file."""
-    return "\n".join(_lines(name, paths, guessed, look, csv)) + "\n"
+    return path, found
 
 
 def _lines(
@@ -83,13 +83,17 @@ def _lines(
     look: Look,
     csv: Mapping[str, Any],
 ) -> Iterator[str]:
-    seen = f"{'all' if look.is_whole else 'the first'} {look.num_rows:,} rows"
-    yield f"# A first job, written by `headwater init` from {seen}: read it, change it, then"
-    yield "#   headwater validate THIS_FILE    checks it and shows what the model will see"
-    yield "#   headwater run THIS_FILE         prepares, trains, evaluates and exports"
-    yield f"name = {_toml(name)}"
-    yield ""
-    yield from _data_lines(paths, guessed, csv)
+    yield from _head_lines(name, look, "prepares, trains, evaluates and exports")
+    yield from _data_lines(paths, csv)
+    if "source" in paths:
+        yield f"split = {_toml(guessed.split)}  # {guessed.split_why}"
+    if guessed.filter:
+        yield f"filter = {_toml(guessed.filter)}  # rows without a label teach nothing"
+    if guessed.derive:
+        yield ""
+        yield "[data.derive]  # Polars SQL"
+        for column, text in guessed.derive.items():
+            yield f"{_toml_key(column)} = {_toml(text)}"
     yield from ("", "[features]", f"label = {_toml(guessed.label)}  # {guessed.label_why}")
     keys = {
         "user": "groups the rows for grouped AUC",
@@ -126,23 +130,65 @@ def _lines(
     yield f"{'' if is_known else '# '}context = {context}"
 
 
-def _data_lines(
-    paths: Mapping[str, Sequence[str]], guessed: Guess, csv: Mapping[str, Any]
+def _log_lines(
+    name: str,
+    paths: Mapping[str, Sequence[str]],
+    log: Log,
+    look: Look,
+    csv: Mapping[str, Any],
 ) -> Iterator[str]:
+    yield from _head_lines(name, look, "prepares, trains and evaluates")
+    yield from _data_lines(paths, csv)
+    if "source" in paths:
+        yield f"split = {_toml(log.split)}  # {log.split_why}"
+    if log.liked:
+        yield f"# filter = {_toml(log.liked)}  # of the ratings only the high ones"
+    if log.repeated:
+        same = "user, item and time" if log.time else "user and item"
+        yield f"# Note: {log.repeated:,} rows repeat the {same} of another one. Where these fall into two"
+        yield "# splits, prepare refuses them; leave them out of the files" + (
+            "." if log.time else ", or name a time."
+        )
+    yield from ("", "[interactions]", f"user = {_toml(log.user)}", f"item = {_toml(log.item)}")
+    if log.time:
+        yield f"time = {_toml(log.time)}  # orders a user's items"
+    else:
+        yield '# time = "..."  # no column looks like one: the order of the rows counts'
+    yield "# min_user_count = 5  # leave out users with fewer events"
+    yield "# min_item_count = 5  # and items"
+    yield "mask_seen = true  # what a user had is no answer; false where items come again"
+    yield "top_k = [10, 20, 50]"
+    if log.left_out:
+        yield "# Left out:"
+    for column, reason in log.left_out.items():
+        yield f"#   {_toml(column)}: {_comment(reason)}"
+    others = ", ".join(each for each in RETRIEVAL_MODELS if each != FIRST_RETRIEVAL)
+    yield from ("", f"[model]  # also: {others}")
+    yield f"type = {_toml(FIRST_RETRIEVAL)}  # items like those of the history, computed in one step"
+    yield from (
+        "",
+        "[train]  # for models that learn in epochs",
+        f"batch_size = {_batch_size(look)}",
+    )
+    yield "epochs = 100  # at most: training stops when validation NDCG@10 no longer improves"
+    yield "seed = 2024"
+
+
+def _head_lines(name: str, look: Look, run: str) -> Iterator[str]:
+    seen = f"{'all' if look.is_whole else 'the first'} {look.num_rows:,} rows"
+    yield f"# A first job, written by `headwater init` from {seen}: read it, change it, then"
+    yield "#   headwater validate THIS_FILE    checks it and shows what the model will see"
+    yield f"#   headwater run THIS_FILE         {run}"
+    yield f"name = {_toml(name)}"
+    yield ""
+
+
+def _data_lines(paths: Mapping[str, Sequence[str]], csv: Mapping[str, Any]) -> Iterator[str]:
     yield "[data]"
     for part, each in paths.items():
         yield f"{part} = {_toml(each[0] if len(each) == 1 else list(each))}"
     if csv:
         yield f"csv = {_toml(csv)}"
-    if "source" in paths:
-        yield f"split = {_toml(guessed.split)}  # {guessed.split_why}"
-    if guessed.filter:
-        yield f"filter = {_toml(guessed.filter)}  # rows without a label teach nothing"
-    if guessed.derive:
-        yield ""
-        yield "[data.derive]  # Polars SQL"
-        for column, text in guessed.derive.items():
-            yield f"{_toml_key(column)} = {_toml(text)}"
 
 
 def _model_lines(guessed: Guess) -> Iterator[str]:

@@ -329,3 +329,34 @@ def test_command_lists_problems_and_exits_with_2(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().err.splitlines()
     told = [line for line in lines if line.startswith("headwater: toy.toml: ")]
     assert lines[-5:] == told
+
+
+def test_log_is_shown_by_its_users_and_items_after_the_k_core() -> None:
+    job: dict[str, Any] = {
+        "name": "log",
+        "data": {
+            "source": "rows.parquet",
+            "split": {"by": "leave-one-out", "user": "user", "time": "at"},
+        },
+        "interactions": {"user": "user", "item": "item", "time": "at", "min_item_count": 7},
+        "model": {"type": "popularity"},
+    }
+    result = check_job(parse_job(job))
+    assert result.problems == []
+    # 200 rows of 30 items: those below 20 come seven times, the others six times.
+    assert [(split["rows"], split["users"]) for split in result.splits] == [
+        (100, 20),
+        (20, 20),
+        (20, 20),
+    ]
+    assert result.splits[0].keys() == {
+        "split",
+        "rows",
+        "users",
+        "items",
+        "first (UTC)",
+        "last (UTC)",
+    }
+    assert "release" not in result.text(Path("job.toml"))
+    job["interactions"]["min_item_count"] = 8
+    assert "no event is left" in check_job(parse_job(job)).problems[0]

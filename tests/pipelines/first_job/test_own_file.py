@@ -17,6 +17,7 @@ import pytest
 from headwater.feature_store.errors import DataError, JobError
 from headwater.pipelines import export, load_job, prepare, score, train
 from headwater.pipelines.checking.validation import check_job
+from headwater.pipelines.first_job.guess import Guess
 from headwater.pipelines.first_job.write import write_job
 from headwater.pipelines.job import Job, parse_job
 from headwater.pipelines.scoring.score import frame_to_arrays
@@ -81,6 +82,7 @@ def test_the_release_of_a_first_job_scores_its_training_file(kind: str, out: str
     path, write, csv = FILES[kind]
     write(clicks(), path)
     job_path, guessed = write_job([path], csv=csv)
+    assert isinstance(guessed, Guess)
     assert guessed.derive == {}
     job = load_job(job_path, ["train.epochs=1", "model.hidden_1=[8]", "model.hidden_2=[8]"])
     validation = check_job(job)
@@ -256,6 +258,7 @@ def test_types_that_polars_lacks_stop_no_command(
         table = table.rename_columns([*table.column_names[:-2], "two", "two"])
     pq.write_table(table, "clicks.parquet")
     job_path, guessed = write_job(["clicks.parquet"])
+    assert isinstance(guessed, Guess)
     assert "odd" in guessed.left_out or "odd" in {each["name"] for each, _ in guessed.columns}
     job = load_job(job_path, ["train.epochs=1", "model.hidden_1=[8]", "model.hidden_2=[8]"])
     assert not check_job(job).problems

@@ -166,8 +166,9 @@ def test_unknown_user_and_item_are_suggested_by_their_values_and_contexts_with_t
 
 def test_context_is_a_remark_where_no_column_can_be_the_user_or_item() -> None:
     clicks().drop("user_id", "item_id", "genres").write_parquet("clicks.parquet")
-    path, guess_ = write_job(["clicks.parquet"])
-    assert guess_.perhaps == {}
+    path, found = write_job(["clicks.parquet"])
+    assert isinstance(found, Guess)
+    assert found.perhaps == {}
     lines = path.read_text().splitlines()
     assert {'# context = ["..."]', '# gate_1_context = ["..."]', '# gate_2_context = ["..."]'} < {
         *lines
