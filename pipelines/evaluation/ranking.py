@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwater.feature_store.errors import TrainingError
+from headwater.feature_store.schema import FIRST_CODE, UNKNOWN_CODE
 from headwater.models.retrieval.base import ScoreModel, VectorModel
 from headwater.models.retrieval.interactions import Interactions, Queries
-from headwater.pipelines.teaching.queries import FIRST_KNOWN
+from headwater.pipelines.teaching.histories import runs
 
 BLOCK_BYTES = 1 << 24
 """Bytes of the scores of a block; one query is a block where its scores take more."""
-UNKNOWN = 1
-"""Row of the items that training never saw."""
 
 Rows = NDArray[np.int64]
 
@@ -51,7 +50,7 @@ class Ranked:
     @property
     def num_unknown(self) -> int:
         """Relevant items that training never saw, which no answer can name."""
-        return int(np.count_nonzero(self.relevant_E == UNKNOWN))
+        return int(np.count_nonzero(self.relevant_E == UNKNOWN_CODE))
 
     def where(self, chosen_Q: NDArray[np.bool_]) -> Self:
         """Return the chosen queries alone."""
@@ -119,7 +118,7 @@ def rank(
             place_S, item_S = _events(starts_Q, relevant_E, np.arange(block.start, block.stop))
             relevant_BN = torch.zeros(score_BN.shape, dtype=torch.bool, device=device)
             relevant_BN[_on(place_S, device), _on(item_S, device)] = True
-            relevant_BN[:, :FIRST_KNOWN] = False
+            relevant_BN[:, :FIRST_CODE] = False
             items[block] = item_BK.cpu().numpy()
             hits[block] = relevant_BN.gather(1, item_BK).cpu().numpy()
     model.train(was_training)
@@ -134,7 +133,7 @@ def top_k(score_BN: Tensor, k: int) -> Tensor:
     answers: a query with fewer than `k` has zeros at the end, and K is at most N. Scores are overwritten at
     rows 0 and 1. TrainingError where a score is not a number.
     """
-    score_BN[:, :FIRST_KNOWN] = -torch.inf
+    score_BN[:, :FIRST_CODE] = -torch.inf
     num_items = score_BN.shape[1]
     k = min(k, num_items)
     # One more than asked shows whether a tie crosses the end, where `topk` may have kept any of them.
@@ -194,7 +193,7 @@ def _distinct(relevant: Interactions) -> tuple[Rows, NDArray[np.int32]]:
     place_E, item_E = place_E[order_E], item_E[order_E]
     again_E = np.zeros(len(item_E), np.bool_)
     again_E[1:] = (
-        (place_E[1:] == place_E[:-1]) & (item_E[1:] == item_E[:-1]) & (item_E[1:] != UNKNOWN)
+        (place_E[1:] == place_E[:-1]) & (item_E[1:] == item_E[:-1]) & (item_E[1:] != UNKNOWN_CODE)
     )
     number_U = np.bincount(place_E[~again_E])
     return number_U[number_U > 0], item_E[~again_E]
@@ -204,10 +203,8 @@ def _events(
     starts_U: Rows, item_E: NDArray[np.int32], row_B: Rows
 ) -> tuple[Rows, NDArray[np.int32]]:
     """Return the events of rows, in their order: the place of each row among `row_B`, and the item."""
-    first_B, number_B = starts_U[row_B], starts_U[row_B + 1] - starts_U[row_B]
-    place_S = np.repeat(np.arange(len(row_B)), number_B)
-    before_B = np.cumsum(number_B) - number_B
-    return place_S, item_E[np.arange(len(place_S)) + np.repeat(first_B - before_B, number_B)]
+    place_S, event_S = runs(starts_U[row_B], starts_U[row_B + 1] - starts_U[row_B])
+    return place_S, item_E[event_S]
 
 
 def _on(rows: NDArray[np.integer], device: torch.device) -> Tensor:

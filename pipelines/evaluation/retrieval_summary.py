@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from headwater.feature_store.schema import UNKNOWN_CODE
 from headwater.pipelines.evaluation.bootstrap import mean_intervals
-from headwater.pipelines.evaluation.ranking import UNKNOWN, Ranked
+from headwater.pipelines.evaluation.ranking import Ranked
 from headwater.pipelines.evaluation.ranking_metrics import RELEVANCE, mean, measure
 from headwater.pipelines.evaluation.retrieval_records import (
     Curve,
@@ -192,8 +193,10 @@ def _examples(ranked: Ranked, catalogue: Catalogue) -> list[UserExample]:
             UserExample(
                 user=catalogue.user_name(query),
                 history=_names(catalogue.history(query)[-_ITEMS_OF_EXAMPLE:], catalogue),
-                test_items=_names(taken[taken != UNKNOWN][:_ITEMS_OF_EXAMPLE].tolist(), catalogue),
-                unknown_items=int(np.count_nonzero(taken == UNKNOWN)),
+                test_items=_names(
+                    taken[taken != UNKNOWN_CODE][:_ITEMS_OF_EXAMPLE].tolist(), catalogue
+                ),
+                unknown_items=int(np.count_nonzero(taken == UNKNOWN_CODE)),
                 shown=answers[:_ITEMS_OF_EXAMPLE],
             )
         )

@@ -21,3 +21,12 @@ def padded(
     place_BL = np.where(inside_BL, start_B[:, None] + place_L, 0)
     item_BL = item_E[place_BL] if len(item_E) else np.zeros(place_BL.shape, np.int32)
     return torch.from_numpy(np.where(inside_BL, item_BL, 0).astype(np.int64))
+
+
+def runs(
+    first_B: NDArray[np.int64], length_B: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the events of runs, one run after another: the number of the run, and the event, (E,) each."""
+    run_E = np.repeat(np.arange(len(first_B)), length_B)
+    before_B = np.cumsum(length_B) - length_B
+    return run_E, np.arange(len(run_E)) + np.repeat(first_B - before_B, length_B)

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headwater.feature_store.schema import FIRST_CODE, UNKNOWN_CODE
 from headwater.models.retrieval.interactions import Interactions, Queries
-from headwater.pipelines.teaching.histories import padded
-
-UNKNOWN, FIRST_KNOWN = 1, 2
-"""Row of unknown users and items, and that of the first known one."""
+from headwater.pipelines.teaching.histories import padded, runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +71,14 @@ def ask_users(
     training never saw are left out: all of them are one row.
     """
     user_Q = np.flatnonzero(np.diff(split.starts_U))
-    user_Q = user_Q[user_Q >= FIRST_KNOWN]
+    user_Q = user_Q[user_Q >= FIRST_CODE]
     return Asked(
         user_Q,
         history=_of_users(before, user_Q, known=True),
         relevant=_of_users([split], user_Q),
         seen=_of_users(masked, user_Q, known=True),
         events_N=events_N,
-        left_out=int(split.starts_U[FIRST_KNOWN] > 0),
+        left_out=int(split.starts_U[FIRST_CODE] > 0),
         batch_size=batch_size,
         device=device,
         longest=longest,
@@ -106,7 +104,7 @@ def ask_baskets(
     basket_Q = np.flatnonzero(is_asked_U)
     history = _of_users([shown], basket_Q, known=True)
     return Asked(
-        np.full(len(basket_Q), UNKNOWN, np.int64),
+        np.full(len(basket_Q), UNKNOWN_CODE, np.int64),
         history=history,
         relevant=_of_users([hidden], basket_Q),
         seen=history if masks else _of_users([], basket_Q),
@@ -130,18 +128,16 @@ def _of_users(
 ) -> Interactions:
     """Return the events of some users, part after part, by their place among them; `known` items alone."""
     query_of_E, item_of_E = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-    num_items = FIRST_KNOWN
+    num_items = FIRST_CODE
     for part in parts:
         num_items = part.num_items
         first_Q, count_Q = part.starts_U[user_Q], np.diff(part.starts_U)[user_Q]
-        query_E = np.repeat(np.arange(len(user_Q)), count_Q)
-        begin_Q = np.concatenate([[0], count_Q.cumsum()[:-1]])
-        event_E = np.arange(len(query_E)) + np.repeat(first_Q - begin_Q, count_Q)
+        query_E, event_E = runs(first_Q, count_Q)
         query_of_E.append(query_E)
         item_of_E.append(part.item_E[event_E])
     query_E, item_E = np.concatenate(query_of_E), np.concatenate(item_of_E)
     if known:
-        query_E, item_E = query_E[item_E >= FIRST_KNOWN], item_E[item_E >= FIRST_KNOWN]
+        query_E, item_E = query_E[item_E >= FIRST_CODE], item_E[item_E >= FIRST_CODE]
     # Stable: within a query the parts stay in their order.
     order = np.argsort(query_E, kind="stable")
     count_Q = np.bincount(query_E, minlength=len(user_Q))
