@@ -6,6 +6,7 @@ of near length, W its longest, H heads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -154,8 +155,11 @@ class Block(nn.Module):
 
     def forward(self, token_TD: Tensor, sequences: Ragged) -> Tensor:
         """Return the tokens after the block, (T, D)."""
-        message_TD = self.message(self.attend(token_TD, sequences))
-        token_TD = self.message_norm(token_TD + self.dropout(message_TD))
+        return self.after(token_TD, self.attend(token_TD, sequences))
+
+    def after(self, token_TD: Tensor, seen_TD: Tensor) -> Tensor:
+        """Return the tokens after the block from the means of the values that they see; any leading axes."""
+        token_TD = self.message_norm(token_TD + self.dropout(self.message(seen_TD)))
         outer_TD = self.outer(nn.functional.gelu(self.inner(token_TD)))
         return self.outer_norm(token_TD + self.dropout(outer_TD))
 
@@ -179,3 +183,32 @@ class Block(nn.Module):
                 found_GWD = found_GWD.masked_fill(group.blind_GW[:, :, None], 0.0)
             seen.append(found_GWD[group.real_GW])
         return torch.cat(seen)[sequences.order_T] if seen else torch.zeros_like(token_TD)
+
+
+class PaddedEncoder(nn.Module):
+    """The encoder over padded sequences, for the newest tokens alone, as a release has it.
+
+    A token sees none behind itself, so that what stands in the padding does not matter.
+    """
+
+    def __init__(self, encoder: SequenceEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, token_BLD: Tensor, length_B: Tensor) -> Tensor:
+        """Return the vector of each sequence, (B, D), from those of its items; zeros of an empty one."""
+        width = token_BLD.shape[1]
+        token_BLD = self.encoder.norm(token_BLD + self.encoder.position.weight[:width])
+        hidden_LL = torch.ones(width, width, dtype=torch.bool).triu(1)
+        for block in self.encoder.blocks:
+            assert isinstance(block, Block)
+            heads = block.query_key_value(token_BLD).unflatten(2, (3, block.num_heads, -1))
+            query, key, value = heads.permute(2, 0, 3, 1, 4)
+            score_BHLL = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+            weight_BHLL = score_BHLL.masked_fill(hidden_LL, -torch.inf).softmax(3)
+            seen_BLD = (weight_BHLL @ value).transpose(1, 2).flatten(2)
+            token_BLD = block.after(token_BLD, seen_BLD)
+        newest_B = (length_B - 1).clamp(min=0)
+        place_B1D = newest_B[:, None, None].expand(-1, 1, token_BLD.shape[2])
+        newest_BD = token_BLD.gather(1, place_B1D).squeeze(1)
+        return newest_BD * (length_B > 0)[:, None]

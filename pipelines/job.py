@@ -67,6 +67,17 @@ class Join(Config):
     """Columns to take from the side table; all when absent."""
 
 
+class ItemTable(Config):
+    """What is known of the items of a log: a table with a row an item, under the log's name of the item."""
+
+    path: str | list[str]
+    """Path, glob or fsspec URL of the table (Parquet, CSV or NDJSON)."""
+    csv: CsvFormat = CsvFormat()
+    """Format of the table, where it is CSV or TSV and not the usual one."""
+    columns: list[str] | None = None
+    """Columns to keep, for filters, rankers and names; all when absent."""
+
+
 class Data(Config):
     """Files of the rows: `train`, `valid` and `test`, or one `source` and a `split` rule."""
 
@@ -86,6 +97,8 @@ class Data(Config):
     """Format of the CSV and TSV files of these rows; each side table has its own `csv`."""
     join: list[Join] = []
     """Side tables."""
+    items: ItemTable | None = None
+    """Table of the items of a log, which goes into its release."""
     derive: dict[str, str] = {}
     """New columns by Polars SQL, as `label = "rating >= 4"`: for labels, filters, weights and keys."""
     filter: str | None = None
@@ -111,6 +124,8 @@ class Data(Config):
                 else join
                 for join in joins
             ]
+        if isinstance(items := values.get("items"), dict):
+            rooted["items"] = {**items, "path": _join_root(root, items.get("path"))}
         return rooted
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ prepared/<key>/
     keys-*.arrow        vocabularies that are too large for schema.json, which has their SHA-256
     statistics.json     rows, label rate, missing and unknown values
     sample.parquet      up to 4096 raw rows of the validation split, in the encoders' normal form
+    items.arrow         of a log: the items with their columns, in the order of their rows
     train/ valid/ test/ shards, each with its manifest.json
 """
 
@@ -33,6 +34,7 @@ ABOUT, SCHEMA, STATISTICS, SAMPLE = (
     "statistics.json",
     "sample.parquet",
 )
+ITEMS = "items.arrow"
 
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -101,10 +103,16 @@ class Prepared:
         """Parquet file of real raw rows (up to 4096, of valid): all raw input columns and the label."""
         return self.path / SAMPLE
 
+    @property
+    def items(self) -> Path:
+        """Arrow file of the items of a log: name, columns of `data.items`, training events."""
+        return self.path / ITEMS
+
 
 def write_about(folder: Path, splits: tuple[SplitName, ...], created: Mapping[str, Any]) -> None:
     """Write `prepared.json` over the files that are in the folder now."""
     names = [SCHEMA, STATISTICS, SAMPLE, *(f"{split}/{MANIFEST}" for split in splits)]
+    names += [ITEMS] if (folder / ITEMS).exists() else []
     about = About(
         format_version=FORMAT_VERSION,
         splits=splits,

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.models.base import FamilyName, Model, ModelConfig, Slot
 from headwater.models.phases import Descend, Phase
@@ -85,6 +85,18 @@ class VectorModel(RetrievalModel):
     @abstractmethod
     def queries(self, asked: Queries) -> Tensor:
         """Return the vectors of queries, (B, D)."""
+
+    @abstractmethod
+    def read_rows(self) -> Tensor:
+        """Return the table whose rows a query reads in a release: of its user, or of its items."""
+
+    def read_layers(self) -> nn.Module | None:
+        """Return what makes the vectors of queries, (B, D), of the rows that they read.
+
+        Its inputs are these rows, (B, L, D), behind one another and zeros or any rows after them, and their
+        numbers, int64 (B,). None, the default, where the row of the user is the vector.
+        """
+        return None
 
 
 class ScoreModel(RetrievalModel):

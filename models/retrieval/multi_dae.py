@@ -67,6 +67,10 @@ class MultiDAE(VectorModel):
             mode="sum",
             per_sample_weights=value_S,
         )
+        return self.hidden(sum_BD)
+
+    def hidden(self, sum_BD: Tensor) -> Tensor:
+        """Return the last hidden layer of the weighted sums of items, (B, H)."""
         hidden_BH = torch.tanh(sum_BD + self.input_bias_D)
         for layer in self.layers:
             hidden_BH = torch.tanh(layer(hidden_BH))
@@ -86,9 +90,34 @@ class MultiDAE(VectorModel):
 
     def queries(self, asked: Queries) -> Tensor:
         """Return the last hidden layer and a 1 for the bias, (B, H + 1)."""
-        hidden_BH = self.encode(asked.item_BL)
-        return torch.cat([hidden_BH, hidden_BH.new_ones(len(hidden_BH), 1)], 1)
+        return with_one(self.encode(asked.item_BL))
+
+    def read_rows(self) -> Tensor:
+        """Return the input vectors of items, (N, D)."""
+        return self.input_ND
+
+    def read_layers(self) -> nn.Module:
+        """Return the encoder of sums."""
+        return SetEncoder(self)
 
     def items(self) -> Tensor:
         """Return the output vectors with their bias, (N, H + 1)."""
         return torch.cat([self.output_NH, self.output_bias_N[:, None]], 1)
+
+
+class SetEncoder(nn.Module):
+    """The encoder over padded sets of distinct items, as a release has it."""
+
+    def __init__(self, model: MultiDAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, row_BLD: Tensor, length_B: Tensor) -> Tensor:
+        """Return the vectors of queries, (B, H + 1); the rows of padding are zeros."""
+        scale_B = length_B.clamp(min=1).to(row_BLD.dtype).rsqrt()
+        return with_one(self.model.hidden(row_BLD.sum(1) * scale_B[:, None]))
+
+
+def with_one(hidden_BH: Tensor) -> Tensor:
+    """Return hidden layers with a 1 for the bias behind, (B, H + 1)."""
+    return torch.cat([hidden_BH, torch.ones_like(hidden_BH[:, :1])], 1)

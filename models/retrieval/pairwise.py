@@ -73,6 +73,10 @@ class PairwiseModel(VectorModel):
         """Return the vectors of users as of the last `refresh`, (B, D)."""
         return self.final_VD[asked.user_B]
 
+    def read_rows(self) -> Tensor:
+        """Return the vectors of users as of the last `refresh`, (U, D)."""
+        return self.final_VD[: self.num_users]
+
     def items(self) -> Tensor:
         """Return the vectors of all items as of the last `refresh`, (N, D)."""
         return self.final_VD[self.num_users :]

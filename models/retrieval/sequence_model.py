@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.models.base import ModelConfig
 from headwater.models.retrieval.base import QueryKind, VectorModel
 from headwater.models.retrieval.interactions import Interactions, Queries
-from headwater.models.sequences import SequenceEncoder, ragged
+from headwater.models.sequences import PaddedEncoder, SequenceEncoder, ragged
 
 
 class SequenceConfig(ModelConfig):
@@ -75,6 +75,14 @@ class SequenceModel(VectorModel):
     def queries(self, asked: Queries) -> Tensor:
         """Return the vectors of histories, (B, D); zeros without one, so that all items score alike."""
         return self.vectors(asked.item_BL, asked.length_B)
+
+    def read_rows(self) -> Tensor:
+        """Return the vectors of items, (N, D)."""
+        return self.encoder.item.weight
+
+    def read_layers(self) -> nn.Module:
+        """Return the encoder over padded histories."""
+        return PaddedEncoder(self.encoder)
 
     def items(self) -> Tensor:
         """Return the vectors of items, (N, D)."""

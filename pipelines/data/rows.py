@@ -41,6 +41,16 @@ def side_tables(data: Data) -> list[Table]:
     return [Table(find_files(join.path, join.csv)) for join in data.join]
 
 
+def attach(
+    rows: pl.DataFrame, side: Table, keys: Sequence[str], columns: Sequence[str]
+) -> pl.DataFrame:
+    """Return rows with columns of a side table, whose types are settled; nulls where it has no match.
+
+    DataError where a key of the side table is not unique, or cannot be compared.
+    """
+    return _join(rows, _side("left", keys, side, columns, rows, "the vocabulary"))
+
+
 class Rows:
     """The rows of a table under the joins, derivations and filter of a job's [data] section.
 

@@ -46,6 +46,13 @@ def problems(job: Job) -> list[str]:
                 "[interactions], or choose a retrieval model."
             )
         ]
+    if job.data.items is not None:
+        return [
+            (
+                "data.items: the items of a click model are columns of its rows. Join the table by "
+                "[[data.join]] instead."
+            )
+        ]
     grouped = "gauc" in (job.train.monitor or "").split("-")
     if not grouped or features.group or features.user:
         return []

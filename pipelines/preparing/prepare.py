@@ -31,6 +31,7 @@ from headwater.pipelines.job_model import with_columns
 from headwater.pipelines.output import publish
 from headwater.pipelines.prepared import (
     FORMAT_VERSION,
+    ITEMS,
     SAMPLE,
     SCHEMA,
     SPLITS,
@@ -44,6 +45,7 @@ from headwater.pipelines.prepared import (
 from headwater.pipelines.preparing.core import k_core
 from headwater.pipelines.preparing.encoding import encode_splits
 from headwater.pipelines.preparing.in_place import in_place
+from headwater.pipelines.preparing.items import write_items
 from headwater.pipelines.preparing.leaks import leaks
 from headwater.pipelines.preparing.splits import Conditions, is_one_of, share
 from headwater.pipelines.preparing.staging import Part, Source, Staged, conditions, stage
@@ -87,6 +89,7 @@ def _created(job: Job) -> dict[str, Any]:
     """Return what decides the content of prepared data, as JSON."""
     data = job.data
     given = [data.source, data.train, data.valid, data.test, *(join.path for join in data.join)]
+    given += [] if data.items is None else [data.items.path]
     files = [file for patterns in given if patterns is not None for file in find_files(patterns)]
     log = job.interactions
     return {
@@ -151,6 +154,7 @@ def _write_staged(source: Source, staged: Staged, folder: Path, created: Mapping
         }
         if problems := leaks(shards, schema):
             raise DataError("\n".join(f"{source.table.path}: {each}" for each in problems))
+        write_items(folder / ITEMS, schema, shards["train"], source.job.data)
     times = time_range_ms(train, in_ms=source.is_time_in_ms)
     (folder / STATISTICS).write_bytes(msgspec.json.encode(Statistics(statistics, times)))
     valid, _ = _chosen(staged, rule, "valid", [part["valid"][0] for part in counts])
