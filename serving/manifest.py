@@ -22,6 +22,13 @@ AGAIN = "export the release again"
 SCORE = "score"
 """Role of a scorer's graph: raw features in, one number a row out."""
 
+QUERY = "query"
+"""Role of a retriever's graph: a user, a history or a basket in, a vector or the best items out."""
+VECTOR, KNOWN, ITEM, ITEM_SCORE = "vector", "known", "item", "score"
+"""Outputs of a retriever's graph: a vector, or items and their scores, and what is known of the query."""
+TOP_K, ALLOWED = ".k", ".allowed"
+"""What a graph of best items takes beside the query: int64 [1], and bool [N or 1, I]."""
+
 TableType = Literal["float32", "float16", "int8"]
 """Type of the numbers in embedding tables; int8 has a scale for each row."""
 
@@ -51,16 +58,17 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """An output tensor of the graph: float32 `[N]`."""
+    """An output tensor of the graph."""
 
     name: str
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "int64"] = "float32"
     shape: tuple[int, ...] = (-1,)
     """-1 where it may differ from call to call."""
-    meaning: Literal["prob"] = "prob"
-    """`prob`: a calibrated probability."""
-    bounds: tuple[float, float] = (0.0, 1.0)
-    """Least and largest value that it can have."""
+    meaning: Literal["prob", "vector", "known", "item", "score"] = "prob"
+    """`prob`: a calibrated probability; `vector`: of a query; `known`: 0 where training knew nothing of it;
+    `item`: places of items in `items.arrow`, and `score`: theirs."""
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+    """Least and largest value that it can have; None where there are none."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +85,11 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True):
     """Raw rows with what a graph gave for them; a release that misses it never becomes ready.
 
     `rows` maps an input to one value a row: null where missing, a list for a list column. `outputs` maps an
-    output to one number a row.
+    output to one number a row, or a list of them. Of a graph of best items they are for K = 10 and all items.
     """
 
     rows: dict[str, list[Any]]
-    outputs: dict[str, list[float]]
+    outputs: dict[str, list[Any]]
     tolerance: float
 
 
@@ -92,6 +100,21 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     golden: Golden
+
+
+class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
+    """How a retriever is asked, and its index."""
+
+    query: Literal["user", "history", "basket"]
+    mask_seen: bool
+    """Whether a query's own items are no answer, where it does not say which are."""
+    index: Literal["exact", "ivf", "graph"]
+    """`exact`: the product with every vector; `ivf`: with those of the nearest cells; `graph`: the best items
+    come out of the graph."""
+    nprobe: int | None = None
+    """Cells of an `ivf` index that a query looks into."""
+    recall: float | None = None
+    """Share of the 100 best items that it found for real queries."""
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +156,8 @@ class Manifest(About, frozen=True, kw_only=True):
 
     kind: str
     """Name in the table of `kinds`: it says what the release can do once it is served."""
+    retrieval: Retrieval | None = None
+    """Of a retriever."""
     graphs: dict[str, Graph]
     """By role; a scorer has one, `score`."""
     artefacts: dict[str, str] = {}

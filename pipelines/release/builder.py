@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from headwater.feature_store.onnx_graph import free_prefix
 
@@ -164,13 +164,19 @@ class GraphBuilder:
         (output,) = other.graph.output
         return rename(output.name)
 
-    def build(self, output: str = OUTPUT) -> ModelProto:
-        """Return the model with one output, float32 [N], its inputs named as raw columns."""
+    def take(self, name: str, element: int, dims: Sequence[int | str]) -> None:
+        """Add an input that is no raw column."""
+        self._model.graph.input.append(helper.make_tensor_value_info(name, element, dims))
+
+    def raw(self, name: str) -> str:
+        """Return the name that a raw column, or its length, has in the graph until it is built."""
+        return self._raw[name]
+
+    def build(self, *outputs: ValueInfoProto) -> ModelProto:
+        """Return the model with these outputs, its inputs named as raw columns."""
         self._model.graph.name = "headwater"
         self._model.producer_name = "headwater"
-        self._model.graph.output.append(
-            helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N"])
-        )
+        self._model.graph.output.extend(outputs)
         prefix = free_prefix("inner/", self._raw)
         inner = {name: prefix + name for name in self._raw}
         self.tables = [replace(each, name=inner.get(each.name, each.name)) for each in self.tables]

@@ -19,15 +19,16 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from torch import Tensor, nn
 
 from headwater.feature_store.onnx_compiler import encoders_graph
-from headwater.feature_store.onnx_graph import EncoderGraph
+from headwater.feature_store.onnx_graph import LEAST_OPSET, EncoderGraph
 from headwater.feature_store.schema import EncodedColumn, Schema
 from headwater.models.tables.embeddings import Embeddings
 from headwater.pipelines.release.builder import OUTPUT, GraphBuilder, ReleaseGraph
@@ -97,7 +98,7 @@ def release_graph(
             "Add", [logit, graph.floats("log_rate", math.log(negative_rate))], "logit"
         )
     graph.add("Sigmoid", [logit], OUTPUT)
-    return ReleaseGraph(graph.build(), graph.tables)
+    return ReleaseGraph(graph.build(_one_a_row(OUTPUT)), graph.tables)
 
 
 def encoded_graph(
@@ -126,7 +127,11 @@ def encoded_graph(
         given.nodes.append(helper.make_node("Identity", [column.name], [output]))
     graph = GraphBuilder(given.model(), opset=opset)
     logit = _logit(graph, schema, slots, layers, remaps or {}, context, stored)
-    return ReleaseGraph(graph.build(logit), graph.tables)
+    return ReleaseGraph(graph.build(_one_a_row(logit)), graph.tables)
+
+
+def _one_a_row(output: str) -> ValueInfoProto:
+    return helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N"])
 
 
 def _logit(
@@ -177,22 +182,42 @@ def dense_layers(
 ) -> ModelProto:
     """Return `model` as torch exports it: inputs [N, F, D] by `dims`, one output `logit` [N]."""
     rows = torch.export.Dim("N")
-    example = tuple(torch.zeros(3, *shape) for shape in dims.values())
-    training = model.training
+    return exported(
+        _Positional(model, tuple(dims)),
+        tuple(torch.zeros(3, *shape) for shape in dims.values()),
+        (tuple({0: rows} for _ in dims),),
+        inputs=tuple(dims),
+        output="logit",
+        opset=opset,
+    )
+
+
+def exported(
+    layers: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: tuple[Any, ...],
+    *,
+    inputs: Sequence[str],
+    output: str,
+    opset: int = LEAST_OPSET,
+) -> ModelProto:
+    """Return layers in evaluation mode as torch exports them, with one output."""
+    trained = [module for module in layers.modules() if module.training]
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
-                _Positional(model.eval(), tuple(dims)).eval(),
+                layers.eval(),
                 example,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=(tuple({0: rows} for _ in dims),),
-                input_names=list(dims),
-                output_names=["logit"],
+                dynamic_shapes=dynamic_shapes,
+                input_names=list(inputs),
+                output_names=[output],
                 verbose=False,
             )
     finally:
-        model.train(training)
+        for module in trained:
+            module.training = True
     assert program is not None
     return _without_traces(program.model_proto)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,16 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def open_graph(folder: Path, graph: Graph, signature: Signature) -> onnxruntime.InferenceSession:
-    """Return a session of the graph; `ReleaseError` where its tensors are not those of the manifest."""
+def open_graph(
+    folder: Path,
+    graph: Graph,
+    signature: Signature,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> onnxruntime.InferenceSession:
+    """Return a session of the graph; `ReleaseError` where its tensors are not those of the manifest.
+
+    `beside` are the types of inputs that are no raw columns.
+    """
     path = folder / graph.file
     try:
         session = open_session(path)
@@ -49,6 +58,7 @@ def open_graph(folder: Path, graph: Graph, signature: Signature) -> onnxruntime.
             f"{AGAIN}"
         )
     expected = {name: f"tensor({tensor.dtype})" for name, tensor in signature.tensors.items()}
+    expected |= beside
     found = {node.name: node.type for node in session.get_inputs()}
     if found != expected:
         differ = sorted(found.items() ^ expected.items())
@@ -96,13 +106,16 @@ def _check_output(
             f"{found.size}; {AGAIN}"
         )
     difference = np.abs(found - expected)
-    worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
     if not difference[worst] <= graph.golden.tolerance:
         raise ReleaseError(
-            f"{folder}: golden row {worst}: expected score {expected[worst]:.9g}, found "
+            f"{folder}: golden row {worst[0]}: expected {output.meaning} {expected[worst]:.9g}, found "
             f"{found[worst]:.9g}, tolerance {graph.golden.tolerance:g}; the graph does not compute here "
             "what it did at export: compare the onnxruntime versions, or export again"
         )
+    if output.bounds is None:
+        return
     least, largest = output.bounds
     if not least <= found.min() <= found.max() <= largest:
         raise ReleaseError(

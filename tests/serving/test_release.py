@@ -68,7 +68,7 @@ def test_every_byte_of_the_manifest_that_matters_is_checked(release: Path) -> No
     golden = _read(release)["graphs"]["score"]["golden"]
     golden["outputs"]["prob"][3] += 0.01
     _change(release, golden=golden)
-    with pytest.raises(ReleaseError, match=r"golden row 3: expected score .*, found .*, tolerance"):
+    with pytest.raises(ReleaseError, match=r"golden row 3: expected prob .*, found .*, tolerance"):
         load_release(release)
 
 
