@@ -101,7 +101,9 @@ class Trained:
     sample: pl.DataFrame
     """Real normalised raw rows, and the label."""
     valid: Callable[[], Examples] | None = None
-    """Validation rows, by which the cost of int8 is measured; the sample when absent."""
+    """Validation rows, by which int8 is measured, or the queries of a log; the sample when absent."""
+    items: Path | None = None
+    """Table of the items of a log, in the order of their rows."""
 
 
 @dataclass(frozen=True, slots=True)

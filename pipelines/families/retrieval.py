@@ -25,7 +25,7 @@ from headwater.pipelines.evaluation.records import Evaluation
 from headwater.pipelines.evaluation.retrieval_records import RetrievalEvaluation, RetrievalSplit
 from headwater.pipelines.evaluation.retrieval_summary import Catalogue, summarise_ranking
 from headwater.pipelines.events import row_keys
-from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring
+from headwater.pipelines.family import Examples, Family, Panel, Reading, Scoring, Trained
 from headwater.pipelines.interactions import load_baskets, load_interactions
 from headwater.pipelines.job import Job
 from headwater.pipelines.job_interactions import InteractionLog
@@ -41,6 +41,7 @@ from headwater.pipelines.teaching.examples import (
 )
 from headwater.pipelines.teaching.queries import Asked, ask_baskets, ask_users
 from headwater.pipelines.training.diagnose import diverged_weights
+from headwater.serving.manifest import Manifest
 
 MONITOR = "ndcg@10"
 
@@ -264,6 +265,13 @@ def panels(evaluation: Evaluation, run: Path) -> Iterable[Panel]:  # noqa: ARG00
     return retrieval_panels(cast("RetrievalEvaluation", evaluation))
 
 
+def release(trained: Trained, manifest: Manifest, folder: Path) -> Manifest:
+    """Write the files of a retriever, as `Family.release` says."""
+    from headwater.pipelines.release.retriever import write_retriever
+
+    return write_retriever(trained, manifest, folder)
+
+
 RETRIEVAL = Family(
     name="retrieval",
     metrics=METRICS,
@@ -279,5 +287,5 @@ RETRIEVAL = Family(
     evaluation=RetrievalEvaluation,
     facts=facts,
     panels=panels,
-    release=None,
+    release=release,
 )

@@ -69,6 +69,7 @@ def export(
         job,
         pl.read_parquet(prepared.sample),
         valid=lambda: family.examples(job, prepared, "valid", reading, Ranks(), placement.device),
+        items=prepared.items,
     )
     return write_release(
         trained,

@@ -37,4 +37,18 @@ def _scorer(path: Path, manifest: Manifest) -> Release:
     return load_scorer(path, manifest)
 
 
-KINDS: Mapping[str, Callable[[Path, Manifest], Release]] = {"scorer": _scorer}
+def _retriever(path: Path, manifest: Manifest) -> Release:
+    # Only here: a service of scorers alone needs neither faiss nor pyarrow.
+    try:
+        from headwater.serving.kinds.retriever import load_retriever
+    except ModuleNotFoundError as error:
+        raise ReleaseError(
+            f"{path}: a retriever needs {error.name!r}; install headwater[retrieve]"
+        ) from error
+    return load_retriever(path, manifest)
+
+
+KINDS: Mapping[str, Callable[[Path, Manifest], Release]] = {
+    "scorer": _scorer,
+    "retriever": _retriever,
+}
