@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 import structlog
 
@@ -22,6 +23,8 @@ from headwater.serving.metrics import Metrics
 from headwater.serving.tensors import Arrays
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 MAX_BATCH_ROWS = 512
 """A batch takes no further request beyond this; more rows gain no speed and delay the first."""
@@ -46,6 +49,16 @@ class _Job:
     answer: asyncio.Future[Scores]
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Work of another kind than scoring, which is never joined with more."""
+
+    function: Callable[[], Any]
+    model: str
+    num_rows: int
+    answer: asyncio.Future[Any]
+
+
 class Batcher:
     """Runner threads behind one queue; all methods are the event loop's.
 
@@ -56,7 +69,7 @@ class Batcher:
         self._num_runners = num_runners
         self._admission = admission
         self._metrics = metrics
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Job | _Call | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._runners = [
             threading.Thread(target=self._work, name=f"headwater-runner-{index}", daemon=True)
@@ -79,6 +92,12 @@ class Batcher:
             # A cancelled job stays in the queue until a runner takes it; its tensors need not.
             job.feeds = {}
 
+    async def call(self, function: Callable[[], T], model: str, num_rows: int) -> T:
+        """Return what `function` does for `num_rows` rows of a model, in a runner's thread."""
+        call = _Call(function, model, num_rows, self._loop.create_future())
+        self._queue.put(call)
+        return await call.answer
+
     def close(self) -> None:
         """End the runners after what is queued."""
         for _ in self._runners:
@@ -89,12 +108,14 @@ class Batcher:
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
             jobs, ended = self._take(first)
-            for group in _groups(jobs):
+            for call in [job for job in jobs if isinstance(job, _Call)]:
+                self._answer_call(call)
+            for group in _groups([job for job in jobs if isinstance(job, _Job)]):
                 self._run(group)
             if ended:
                 return
 
-    def _take(self, first: _Job) -> tuple[list[_Job], bool]:
+    def _take(self, first: _Job | _Call) -> tuple[list[_Job | _Call], bool]:
         jobs, rows = [first], first.num_rows
         share = (1 + self._queue.qsize()) // self._num_runners
         while rows < FAIR_ROWS or (rows < MAX_BATCH_ROWS and len(jobs) < share):
@@ -107,6 +128,19 @@ class Batcher:
             jobs.append(job)
             rows += job.num_rows
         return jobs, False
+
+    def _answer_call(self, call: _Call) -> None:
+        if call.answer.done():
+            return
+        start_s = time.perf_counter()
+        try:
+            result = call.function()
+        except Exception as error:
+            result = error
+        busy_s = time.perf_counter() - start_s
+        self._loop.call_soon_threadsafe(
+            self._answer, [(call, result)], call.model, call.num_rows, busy_s
+        )
 
     def _run(self, jobs: list[_Job]) -> None:
         # Feeds before the answer's state: a job that is cancelled in between is done, then empty.
@@ -147,7 +181,7 @@ class Batcher:
 
     def _answer(
         self,
-        answers: Iterable[tuple[_Job, Scores | Exception]],
+        answers: Iterable[tuple[_Job | _Call, Any]],
         model: str,
         num_rows: int,
         busy_s: float,
@@ -164,7 +198,7 @@ def _groups(jobs: list[_Job]) -> list[list[_Job]]:
     return list(groups.values())
 
 
-def _set_answers(answers: Iterable[tuple[_Job, Scores | Exception]]) -> None:
+def _set_answers(answers: Iterable[tuple[_Job | _Call, Any]]) -> None:
     for job, answer in answers:
         if job.answer.done():
             continue

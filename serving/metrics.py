@@ -92,6 +92,19 @@ class Metrics:
         )
         for reason in ("wait", "rows"):
             self._refused.labels(reason)
+        self._stage_seconds = Histogram(
+            "headwater_serving_stage_seconds",
+            "Time of a stage of a recommendation, its wait for a runner included: retrieve, rank, rerank.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "headwater_serving_fallback_answers",
+            "Answers by popularity, as nothing was known of the query.",
+            ("model",),
+            registry=registry,
+        )
         self._model_info = Gauge(
             "headwater_serving_model_info",
             "1 for each version that is loaded.",
@@ -151,6 +164,14 @@ class Metrics:
     def loop_lagged(self, seconds: float) -> None:
         """Record how late the event loop was at a look."""
         self._loop_lag.observe(seconds)
+
+    def stage_done(self, stage: str, seconds: float) -> None:
+        """Record a stage of a recommendation."""
+        self._stage_seconds.labels(stage).observe(seconds)
+
+    def answered_by_popularity(self, model: str, queries: int) -> None:
+        """Record queries of which nothing was known."""
+        self._fallbacks.labels(model).inc(queries)
 
     def request_refused(self, reason: str) -> None:
         """Record a 429; `reason` is `wait` or `rows`."""

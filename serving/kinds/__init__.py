@@ -38,14 +38,14 @@ def _scorer(path: Path, manifest: Manifest) -> Release:
 
 
 def _retriever(path: Path, manifest: Manifest) -> Release:
-    # Only here: a service of scorers alone needs neither faiss nor pyarrow.
+    from headwater.serving.kinds.retriever import load_retriever
+
     try:
-        from headwater.serving.kinds.retriever import load_retriever
+        return load_retriever(path, manifest)
     except ModuleNotFoundError as error:
         raise ReleaseError(
             f"{path}: a retriever needs {error.name!r}; install headwater[retrieve]"
         ) from error
-    return load_retriever(path, manifest)
 
 
 KINDS: Mapping[str, Callable[[Path, Manifest], Release]] = {

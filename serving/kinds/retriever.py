@@ -13,11 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import pyarrow as pa
 
 from headwater.feature_store.errors import ReleaseError
 from headwater.serving.kinds.filters import Mask
@@ -191,6 +189,8 @@ class Retriever:
         return found
 
     def _parameters(self, allowed: Mask | None) -> Any:
+        import faiss
+
         nprobe = self.retrieval.nprobe
         if allowed is None:
             return faiss.SearchParametersIVF(nprobe=nprobe)
@@ -200,6 +200,9 @@ class Retriever:
 
 def load_retriever(path: Path, manifest: Manifest) -> Retriever:
     """Return the retriever of the release at `path`; `ReleaseError` where a file is not as it says."""
+    # Here and below, when the first retriever is loaded: others need neither faiss nor pyarrow.
+    import faiss
+
     # One thread a call: runners are as many as cores.
     faiss.omp_set_num_threads(1)
     graph, where = manifest.graphs.get(QUERY), path / MANIFEST_NAME
@@ -222,6 +225,8 @@ def load_retriever(path: Path, manifest: Manifest) -> Retriever:
 
 
 def _open_items(path: Path) -> Items:
+    import pyarrow as pa
+
     try:
         return Items(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     except (pa.ArrowInvalid, KeyError) as error:
@@ -229,6 +234,8 @@ def _open_items(path: Path) -> Items:
 
 
 def _open_vectors(files: dict[str, Path], where: Path, num_items: int) -> tuple[Any, Any]:
+    import faiss
+
     if VECTORS not in files:
         raise ReleaseError(f"{where}: artefacts: expected {VECTORS!r}; {AGAIN}")
     try:

@@ -142,7 +142,7 @@ def decode(
         if name in arrays:
             raise RequestError(f"$.context.{name}: it is given in the candidates as well")
         try:
-            context |= _tensors(column, [any_json(raw)])
+            context |= tensors_of(column, [any_json(raw)])
         except Misfit as fault:
             place = fault.place.removeprefix("[0]")
             raise fault.at(f"$.context.{name}", place) from None
@@ -157,7 +157,8 @@ def _column(signature: Signature, name: str, where: str) -> Input:
     return column
 
 
-def _tensors(column: Input, values: list[Any]) -> Arrays:
+def tensors_of(column: Input, values: list[Any]) -> Arrays:
+    """Return the tensors of an input from a value a row."""
     if column.is_list:
         padded, lengths = ragged(values, column.dtype)
         return {column.name: padded, column.name + LENGTH: lengths}
@@ -175,7 +176,7 @@ def _from_objects(objects: list[dict[str, Any]], signature: Signature) -> Arrays
             _column(signature, name, f"$.candidates[{index}]")
         column = signature.inputs[name]
         try:
-            arrays |= _tensors(column, [candidate.get(name) for candidate in objects])
+            arrays |= tensors_of(column, [candidate.get(name) for candidate in objects])
         except Misfit as fault:
             row, _, place = fault.place.partition("]")
             raise fault.at(
@@ -200,7 +201,7 @@ def _from_columns(
                     found = shorten(repr(values), 60)
                     raise Misfit(expected="a list for each candidate", found=found)
                 check_size(len(values))
-                tensors = _tensors(column, values)
+                tensors = tensors_of(column, values)
             else:
                 tensors = {name: from_json(raw, column.dtype, nested=False).reshape(-1, 1)}
         except Misfit as fault:

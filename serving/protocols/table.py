@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from headwater.serving.protocols import oip, prometheus, rank
+from headwater.serving.protocols import oip, prometheus, rank, recommend
 from headwater.serving.protocols.openapi import with_page
 
 ROUTES = with_page(
     (
         *oip.ROUTES,
         *rank.ROUTES,
+        *recommend.ROUTES,
         *prometheus.ROUTES,
     )
 )
