@@ -198,7 +198,9 @@ class PaddedEncoder(nn.Module):
     def forward(self, token_BLD: Tensor, length_B: Tensor) -> Tensor:
         """Return the vector of each sequence, (B, D), from those of its items; zeros of an empty one."""
         width = token_BLD.shape[1]
-        token_BLD = self.encoder.norm(token_BLD + self.encoder.position.weight[:width])
+        # Not a slice of the table, which would bind the exporter to the width of its example.
+        position_LD = self.encoder.position(torch.arange(width))
+        token_BLD = self.encoder.norm(token_BLD + position_LD)
         hidden_LL = torch.ones(width, width, dtype=torch.bool).triu(1)
         for block in self.encoder.blocks:
             assert isinstance(block, Block)

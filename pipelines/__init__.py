@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headwater.pipelines.release.export import export
     from headwater.pipelines.reporting.compare import compare_runs
     from headwater.pipelines.reporting.report import write_report
+    from headwater.pipelines.scoring.recommend import recommend
     from headwater.pipelines.scoring.score import score
     from headwater.pipelines.training.train import train
     from headwater.pipelines.tuning.tune import tune
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "load_job",
     "prepare",
+    "recommend",
     "score",
     "train",
     "tune",
@@ -49,6 +51,7 @@ _MODULE_OF = {
     "export": "release.export",
     "load_job": "job",
     "prepare": "preparing.prepare",
+    "recommend": "scoring.recommend",
     "score": "scoring.score",
     "train": "training.train",
     "tune": "tuning.tune",

@@ -51,6 +51,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "headwater.pipelines.commands.steps:score",
         "Score a file with a release, without torch.",
     ),
+    "recommend": (
+        "headwater.pipelines.commands.steps:recommend",
+        "Recommend items to a file of queries with a release, without torch.",
+    ),
     "serve": ("headwater.serving.command:serve", "Serve a folder of releases over HTTP."),
     "schema": ("headwater.pipelines.commands.steps:schema", "Print the JSON Schema of a job file."),
     "datasets": ("headwater.pipelines.commands.datasets:app", "List, fetch and make data sets."),

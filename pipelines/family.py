@@ -147,9 +147,9 @@ class Family:
     """What a report says of the features of a resolved job, as label and text."""
     panels: Callable[[Evaluation, Path], Iterable[Panel]]
     """Sections of the report, in order; the path is that of the run."""
-    release: Callable[[Trained, Manifest, Path], Manifest] | None
+    release: Callable[[Trained, Manifest, Path], Manifest]
     """Write the files of a release into a folder, proven, and add to its manifest kind, graphs, artefacts and
-    parity; JobError for a wrong `[export]` setting. None where the family has no release."""
+    parity; JobError for a wrong `[export]` setting."""
     measure_all: (
         Callable[[Callable[[Any], Tensor], Iterable[Any]], list[Mapping[str, float]]] | None
     ) = None

@@ -24,24 +24,20 @@ if TYPE_CHECKING:
 def run(job: Path, *, set: Set = None, json: AsJson = False) -> None:  # noqa: A002
     """Prepare the data, train, evaluate, export: a job from raw logs to a release.
 
-    A retrieval model is not exported yet.
-
     Parameters
     ----------
     job
         Job file (TOML).
     """
     from headwater.pipelines import export, prepare, train
-    from headwater.pipelines.family import family_of
 
     declared = _load_sound(job, set)
     trained = train(declared, prepare(declared))
     result = evaluate_and_report(trained)
     ending, told = _ending(trained)
     result, lines = {**result, **ending}, [summary(result), *told]
-    if family_of(declared).release is not None:
-        release = result["release"] = export(trained)
-        lines += [f"release  {release}", f"serve it with: headwater serve {release.parent.parent}"]
+    release = result["release"] = export(trained)
+    lines += [f"release  {release}", f"serve it with: headwater serve {release.parent.parent}"]
     emit(result, as_json=json, text="\n".join(lines))
 
 
@@ -245,6 +241,31 @@ def score(release: Path, source: str, out: Path, *, csv: Csv = None, json: AsJso
     written = read_settings(csv, "--csv") if csv else None
     result = score_file(release, source, out, csv=written)
     emit(result, as_json=json, text=f"{result['rows']:,} rows scored to {out}")
+
+
+def recommend(
+    release: Path, source: str, out: Path, *, k: int = 10, csv: Csv = None, json: AsJson = False
+) -> None:
+    """Recommend items to the users, histories or baskets of a file with a release, without torch.
+
+    Parameters
+    ----------
+    release
+        Release folder, or the folder of a model: then its newest version.
+    source
+        Parquet, CSV or NDJSON file with a query a row: the column of the user, or the items of a history,
+        a list, under the name of the item.
+    out
+        Parquet file to write: the same rows with `items`, `scores` and `known`.
+    k
+        Items of an answer.
+    """
+    from headwater.pipelines import recommend as recommend_file
+    from headwater.pipelines.job import read_settings
+
+    written = read_settings(csv, "--csv") if csv else None
+    result = recommend_file(release, source, out, k=k, csv=written)
+    emit(result, as_json=json, text=f"{result['queries']:,} queries answered in {out}")
 
 
 def schema(*, json: AsJson = False) -> None:

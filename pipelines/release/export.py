@@ -16,7 +16,6 @@ import polars as pl
 import torch
 from msgspec.structs import replace
 
-from headwater.feature_store.errors import JobError
 from headwater.feature_store.files import file_sha256
 from headwater.pipelines.arguments import checked, path_of
 from headwater.pipelines.data.expressions import reads
@@ -98,9 +97,6 @@ def write_release(
     job, schema = trained.job, trained.schema
     name = job.export.name or job.name
     family = family_of(job)
-    write = family.release
-    if write is None:
-        raise JobError(f"model.type: {job.model.type!r}: {family.name} models have no release yet.")
     trained.network.eval()
     with workspace(releases / name) as part:
         manifest = Manifest(
@@ -136,7 +132,7 @@ def write_release(
             time_range_ms=time_range_ms,
             files={},
         )
-        manifest = write(trained, manifest, part)
+        manifest = family.release(trained, manifest, part)
         files = {path.name: file_sha256(path) for path in sorted(part.iterdir())}
         return publish(part, releases / name, replace(manifest, files=files))
 

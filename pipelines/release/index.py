@@ -66,9 +66,11 @@ def write_index(
 
 
 def _tuned(index: Any, query_QD: NDArray[np.float32], best_QK: NDArray[Any], cells: int) -> Tuned:
+    # faiss gives its classes keywords when it is imported, of which type checkers do not know.
+    make: Any = faiss.SearchParametersIVF
     nprobe, recall = 1, 0.0
     while True:
-        parameters = faiss.SearchParametersIVF(nprobe=nprobe)
+        parameters = make(nprobe=nprobe)
         _, found_QK = index.search(query_QD, K, params=parameters)
         pairs = zip(found_QK, best_QK, strict=True)
         recall = float(np.mean([len(np.intersect1d(*pair)) / len(pair[1]) for pair in pairs]))

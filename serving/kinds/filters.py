@@ -57,8 +57,8 @@ class Column:
             [value is not None and value == value for value in flat], np.bool_
         )  # NaN
         present = [value for value in flat if value is not None and value == value]
-        is_text = bool(present) and isinstance(present[0], str)
-        array = np.array(present, object if is_text else None)
+        is_number = bool(present) and not isinstance(present[0], str)
+        array = np.array(present, None if is_number else object)
         distinct_V, value_E = np.unique(array, return_inverse=True)
         return cls(distinct_V, value_E, item_E[there_E], len(lists))
 
@@ -106,9 +106,9 @@ def _tested(column: Column, word: str, value: Any, path: str) -> Mask:
     if word == "in":
         if not isinstance(value, list):
             raise RequestError(f"{path}.in: expected a list, found {shorten(repr(value), 60)}")
-        values = [_comparable(column, each, f"{path}.in") for each in value]
+        values = {_comparable(column, each, f"{path}.in") for each in value}
         return column.passing(
-            np.array([each in set(values) for each in column.distinct_V.tolist()], np.bool_)
+            np.array([each in values for each in column.distinct_V.tolist()], np.bool_)
         )
     if word not in COMPARISONS:
         raise RequestError(unknown_name(path, "comparison", word, (*COMPARISONS, *SETS)))

@@ -39,6 +39,11 @@ class Items:
         self._compared: dict[str, Column] = {}
         self._arrays: dict[tuple[str, Dtype, bool], Arrays] = {}
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether items are called by integers, not by texts."""
+        return not self.ids or isinstance(self.ids[0], int)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -113,6 +113,29 @@ class Retriever:
         found = [(items[np.isfinite(s)], s[np.isfinite(s)]) for items, s in pairs]
         return found, outputs[KNOWN], None
 
+    def answer(
+        self,
+        arrays: Arrays,
+        k: int,
+        *,
+        allowed: Mask | None,
+        dropped: Sequence[npt.NDArray[np.int64]],
+    ) -> tuple[list[Found], npt.NDArray[np.int64]]:
+        """Return the `k` best items of each query, and what is known of it, [N]: 0 for popular items."""
+        found, known, _ = self.retrieve(arrays, k, allowed=allowed, dropped=dropped)
+        for row in np.flatnonzero(known == 0).tolist():
+            found[row] = self.popular(k, allowed, dropped[row])
+        return found, known
+
+    def own_items(self, asked: Any) -> npt.NDArray[np.int64]:
+        """Return the items of a query itself; none of a user."""
+        return self.items.places(() if self.retrieval.query == "user" else asked or ())
+
+    def masked(self, asked: Any) -> npt.NDArray[np.int64]:
+        """Return the items that a query has and no answer to it names, as the job wants it."""
+        own = self.own_items(asked) if self.retrieval.mask_seen else np.zeros(0, np.int64)
+        return np.unique(own)
+
     def search(
         self,
         vector_ND: npt.NDArray[np.float32],
@@ -191,11 +214,13 @@ class Retriever:
     def _parameters(self, allowed: Mask | None) -> Any:
         import faiss
 
+        # faiss gives its classes keywords when it is imported, of which type checkers do not know.
+        make: Any = faiss.SearchParametersIVF
+        select: Any = faiss.IDSelectorBitmap
         nprobe = self.retrieval.nprobe
         if allowed is None:
-            return faiss.SearchParametersIVF(nprobe=nprobe)
-        bits = np.packbits(allowed, bitorder="little")
-        return faiss.SearchParametersIVF(nprobe=nprobe, sel=faiss.IDSelectorBitmap(bits))
+            return make(nprobe=nprobe)
+        return make(nprobe=nprobe, sel=select(np.packbits(allowed, bitorder="little")))
 
 
 def load_retriever(path: Path, manifest: Manifest) -> Retriever:

@@ -111,10 +111,7 @@ async def recommend(
     turn.take(name, len(queries))
 
     def retrieve() -> tuple[list[Found], Places]:
-        found, known, _ = retriever.retrieve(arrays, number, allowed=mask, dropped=dropped)
-        for place in np.flatnonzero(known == 0):
-            found[place] = retriever.popular(number, mask, dropped[place])
-        return found, known
+        return retriever.answer(arrays, number, allowed=mask, dropped=dropped)
 
     with _timed(service, "retrieve"):
         found, known = await service.batcher.call(retrieve, name, len(queries))
@@ -147,7 +144,7 @@ async def _answer(
     order = order[: wish.k]
     items = [Item(retriever.items.ids[place_C[place]], float(score_C[place])) for place in order]
     if wish.explain:
-        history = retriever.items.places(_own_items(retriever, query))
+        history = retriever.own_items(query.asked)
         for item, place in zip(items, order.tolist(), strict=True):
             item.retrieval_rank = place + 1
             item.retrieval_score = float(retrieved_C[place])
@@ -220,14 +217,9 @@ def _mask(retriever: Retriever, wish: Wish) -> npt.NDArray[np.bool_] | None:
 
 
 def _dropped(retriever: Retriever, query: Query) -> Places:
-    if query.seen is not None:
-        return np.unique(retriever.items.places(query.seen))
-    own = _own_items(retriever, query) if retriever.retrieval.mask_seen else ()
-    return np.unique(retriever.items.places(own))
-
-
-def _own_items(retriever: Retriever, query: Query) -> Sequence[Any]:
-    return () if retriever.retrieval.query == "user" else query.asked or ()
+    if query.seen is None:
+        return retriever.masked(query.asked)
+    return np.unique(retriever.items.places(query.seen))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from headwater.pipelines.job import Job, dump_job, parse_job
 from headwater.pipelines.reporting.report import write_report
 from headwater.pipelines.runs.checkpoint import Checkpoints
 from headwater.pipelines.runs.run import create_run, open_run
+from headwater.serving.release import read_manifest
 
 USERS, ITEMS, GROUPS = 80, 40, 4
 LEAVE_ONE_OUT = {"by": "leave-one-out", "user": "who", "time": "at"}
@@ -204,7 +205,7 @@ def test_a_model_of_another_family_is_refused_with_its_section(
         train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
 
 
-def test_the_commands_carry_a_log_to_a_report(
+def test_the_commands_carry_a_log_to_a_release(
     log_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -213,10 +214,10 @@ def test_the_commands_carry_a_log_to_a_report(
     assert main(["validate", "job.toml"]) == 0
     assert main(["run", "job.toml", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert "release" not in result
     assert open_run(result["run"]).is_complete
-    assert main(["export", "job.toml"]) == 2
-    assert "retrieval models have no release yet" in capsys.readouterr().err
+    assert read_manifest(Path(result["release"])).kind == "retriever"
+    assert main(["export", "job.toml", "--set", "export.tables='int8'"]) == 2
+    assert "export.tables: a retriever has float32 vectors" in capsys.readouterr().err
 
 
 def test_a_loss_that_diverges_is_named(log_job: MakeJob, tmp_path: Path) -> None:
