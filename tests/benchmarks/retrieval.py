@@ -62,8 +62,8 @@ SOLVED: dict[str, list[Model]] = {
     ],
     "rp3beta": [
         {"type": "rp3beta", "alpha": alpha, "beta": beta}
-        for alpha in (0.3, 0.5)
-        for beta in (0.1, 0.2, 0.3)
+        for alpha in (0.5, 0.7)
+        for beta in (0.0, 0.1, 0.2)
     ],
     "ease": [{"type": "ease", "l2": l2} for l2 in (10.0, 30.0, 100.0, 200.0, 400.0, 1000.0)],
 }
@@ -268,15 +268,15 @@ def both(*, beauty: Path, amazon_book: Path, work: Path, epochs: int | None = No
     book.dccf(1)
     for name in LEARNED:
         book.learned(name)
-    for name in ("sasrec-prefixes", "mclrec"):
-        sequences.run(name)
     for seed in SEEDS[1:]:
         sequences.run("sasrec", seed)
         book.dccf(seed)
     for view in VIEWS:
         book.dccf(1, view)
-    sequences.report()
     book.report()
+    for name in ("sasrec-prefixes", "mclrec"):
+        sequences.run(name)
+    sequences.report()
 
 
 def _row(name: str, found: Sequence[Record], metrics: Sequence[str], split: str) -> list[object]:
