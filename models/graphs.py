@@ -143,8 +143,19 @@ class _PropagateAlike(torch.autograd.Function):
 
 
 def _product(graph: Graph, value_E: Tensor, node_VD: Tensor) -> Tensor:
+    """Return the product of the matrix that has `value_E` at the edges and node vectors, (V, D)."""
     with torch.autocast(node_VD.device.type, enabled=False):
-        return graph.matrix(value_E) @ node_VD
+        if node_VD.device.type != "cpu":
+            return graph.matrix(value_E) @ node_VD
+        # A row is a bag of neighbours: torch sums bags in a third of the time of its sparse product.
+        return nn.functional.embedding_bag(
+            graph.node_E,
+            node_VD,
+            graph.start_V,
+            mode="sum",
+            per_sample_weights=value_E,
+            include_last_offset=True,
+        )
 
 
 def _propagate(graph: Graph, node_VD: Tensor) -> Tensor:

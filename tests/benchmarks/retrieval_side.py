@@ -34,6 +34,7 @@ from headwater.pipelines.preparing.prepare import prepare
 from headwater.pipelines.ranks import Ranks
 from headwater.pipelines.resolved import job_network, learn_settings, resolve
 from headwater.pipelines.training.denormals import flush_denormals
+from headwater.pipelines.training.memory import keep_freed_memory
 from headwater.pipelines.training.stage import open_split
 
 CPU = torch.device("cpu")
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, help="batches of an epoch to time; all when absent")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    keep_freed_memory()  # as training does, whose validation evaluates too
     job = resolve(load_job(args.job))
     prepared = prepare(job, args.work / "prepared")
     if args.side == "epoch":

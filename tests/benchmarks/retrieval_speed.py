@@ -79,6 +79,7 @@ def sasrec(
             time="time",
         )
         settings = {
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
             "loss_type": "CE",
             "train_neg_sample_args": None,
             "MAX_ITEM_LIST_LENGTH": 50,
