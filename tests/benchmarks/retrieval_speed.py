@@ -93,11 +93,11 @@ def sasrec(
                 batch,
                 settings,
                 "--batches",
-                str(max(2, 4096 // batch)),
+                str(max(1, 1024 // batch)),
             )
             for batch in rival_batches
         }
-        ours = _ours("epoch", job, folder, "--batches", "100")
+        ours = _ours("epoch", job, folder, "--batches", "60")
         _compare(ours, rivals, rounds, "CPU s an epoch")
 
 
