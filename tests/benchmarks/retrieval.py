@@ -141,7 +141,8 @@ class Beauty:
         for name in BEAUTY:
             found = [self.run(name, seed) for seed in self.seeds(name)]
             rows.append(_row(name, found, BEAUTY_METRICS, "test"))
-        rows += [[name, *values] for name, values in BEAUTY_PUBLISHED.items()]
+        for label, values in BEAUTY_PUBLISHED.items():
+            rows.append([label, *values])
         print("\nAmazon Beauty\n\n" + table(["", *BEAUTY_METRICS], rows), flush=True)
 
 
@@ -233,7 +234,8 @@ class Book:
             _row(f"dccf without {view}", [self.dccf(1, view)], BOOK_METRICS, "test")
             for view in VIEWS
         ]
-        rows += [[name, *values] for name, values in BOOK_PUBLISHED.items()]
+        for label, values in BOOK_PUBLISHED.items():
+            rows.append([label, *values])
         print("\nAmazon-book, means of seeds\n\n" + table(["", *BOOK_METRICS], rows), flush=True)
         settings = [[name, str(model)] for name, (model, _) in found.items()]
         print("\n" + table(["", "settings"], settings), flush=True)

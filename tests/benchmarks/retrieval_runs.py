@@ -98,7 +98,7 @@ class Workshop:
         return max(runs.iterdir())
 
     def _write(self, name: str, job: Mapping[str, Any]) -> Path:
-        values = {**job, "name": name}
+        values: dict[str, Any] = {**job, "name": name}
         if self.epochs is not None:
             values["train"] = {**values["train"], "epochs": self.epochs}
         path = self.work.resolve() / "jobs" / f"{name}.toml"

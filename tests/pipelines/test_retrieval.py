@@ -313,6 +313,7 @@ def test_a_csv_of_events_comes_to_a_report_by_the_commands_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = log_job({"type": "item_knn", **SOLVED}).data.source
+    assert isinstance(source, str)
     log = pl.read_parquet(source).with_columns(pl.col("at") * 3600 + 1_700_000_000)
     log.rename({"who": "shopper", "what": "article", "at": "bought_at"}).write_csv("orders.csv")
     assert main(["init", "orders.csv"]) == 0
