@@ -51,7 +51,7 @@ class Viewed:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors of histories and of their views, (B, D) each."""
+    """Vectors of histories and of their views, (B, D) each; no views where nothing is contrasted, (0, D)."""
 
     plain_BD: Tensor
     first_BD: Tensor
@@ -66,6 +66,11 @@ class CL4SRec(SequenceModel):
     needs_whole_batch: ClassVar[bool] = True
     config: CL4SRecConfig
 
+    @property
+    def contrasts(self) -> bool:
+        """True where some contrast of views is a part of the loss."""
+        return self.config.first_contrast > 0
+
     def viewed(self, batch: Prefixes) -> Viewed:
         """Return a batch with two views of each history, by different operators."""
         config = self.config
@@ -73,7 +78,11 @@ class CL4SRec(SequenceModel):
         return Viewed(batch, *two_views(batch.item_BL, batch.length_B, shares))
 
     def forward(self, batch: Prefixes | Viewed) -> Encoded:
-        """Return the vectors of histories and views, in one pass of the encoder."""
+        """Return the vectors of histories and views, in one pass; no views without a contrast."""
+        if not self.contrasts:
+            plain = batch if isinstance(batch, Prefixes) else batch.plain
+            (plain_BD,) = self._vectors(plain)
+            return Encoded(plain_BD, plain_BD[:0], plain_BD[:0])
         if isinstance(batch, Prefixes):
             batch = self.viewed(batch)
         return Encoded(*self._vectors(batch.plain, batch.first, batch.second))

@@ -75,6 +75,11 @@ class MCLRec(CL4SRec):
         assert isinstance(config, MCLRecConfig)
         return (Descend(OneLoss if config.joint else ThreeSteps, mode="dense"),)
 
+    @property
+    def contrasts(self) -> bool:
+        """True where some contrast of views is a part of the loss."""
+        return super().contrasts or self.config.second_contrast > 0
+
     def learned_loss(self, first_BD: Tensor, second_BD: Tensor) -> Tensor:
         """Return the contrast with the learned views and a tenth of the regulariser: means over rows."""
         augment_first, augment_second = self.augmenters

@@ -28,7 +28,7 @@ class RP3betaConfig(NeighboursConfig):
 
     alpha: float = Field(default=0.5, ge=0)
     """Power of the probabilities of steps."""
-    beta: float = Field(default=0.3, ge=0)
+    beta: float = Field(default=0.1, ge=0)
     """Power of the number of users of an item, which divides its score; 0 gives P3alpha."""
 
 

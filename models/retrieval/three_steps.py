@@ -23,6 +23,11 @@ class Augmented(Protocol):
 
     augmenters: nn.ModuleList
 
+    @property
+    def contrasts(self) -> bool:
+        """True where some contrast of views is a part of the loss."""
+        ...
+
     def viewed(self, batch: Prefixes) -> Viewed:
         """Return a batch with two views of each history."""
         ...
@@ -61,7 +66,8 @@ class ThreeSteps(Strategy[Prefixes]):
         """Train on one batch."""
         views = self.model.viewed(batch)
         mean = self.descend_encoder(views, num_rows, check)
-        self.descend_augmenters(views, check)
+        if self.model.contrasts:
+            self.descend_augmenters(views, check)
         self.descend_encoder(views, num_rows, check)
         return StepLoss(mean)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import polars as pl
 import pytest
 
 from headwater.feature_store.errors import JobError, TrainingError
-from headwater.pipelines import evaluate, prepare, train
+from headwater.pipelines import evaluate, prepare, train, tune
 from headwater.pipelines.cli import main
 from headwater.pipelines.job import Job, dump_job, parse_job
 from headwater.pipelines.reporting.report import write_report
@@ -181,6 +182,147 @@ def test_a_stopped_solve_is_done_again(
     assert not stopped.is_complete
     train(job, data, run=stopped, resume=True)
     same_training(stopped.path, whole.path)
+
+
+# The command, killed by the system when it calls a function for the n-th time.
+KILLED = """
+import importlib, os, signal, sys
+from headwater.pipelines.cli import main
+place, name, left = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+owner, _, name = name.rpartition(".")
+owner = getattr(place, owner) if owner else place
+act = getattr(owner, name)
+
+def counted(*arguments, **named):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return act(*arguments, **named)
+
+setattr(owner, name, counted)
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("model", "killed_at"),
+    [
+        ({"type": "ease", **SOLVED}, ("headwater.models.retrieval.ease", "get_lapack_funcs", "1")),
+        (
+            {"type": "mclrec", "inner_dim": 16},
+            ("headwater.pipelines.runs.checkpoint", "Checkpoints.save", "4"),
+        ),
+    ],
+)
+def test_a_killed_command_goes_on_to_the_same_bits(
+    log_job: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same_training: Callable[..., None],
+    model: dict[str, Any],
+    killed_at: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = log_job(model, epochs=2, checkpoint_steps=3)
+    Path("job.toml").write_text(dump_job(job))
+    whole = train(job, prepare(job), runs="whole")
+    command = [sys.executable, "-c", KILLED, *killed_at, "train", "job.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (stopped,) = Path("runs/log").iterdir()
+    assert not open_run(stopped).is_complete
+    assert main(["train", "--resume", str(stopped)]) == 0
+    same_training(stopped, whole.path, only_best=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "popularity", **SOLVED},
+        {"type": "item_knn", **SOLVED},
+        {"type": "sasrec", "max_length": 3},
+        {"type": "multi_dae", "hidden": [8]},
+    ],
+)
+def test_what_training_never_saw_and_lists_beyond_the_catalogue_have_an_outcome(
+    tmp_path: Path, model: dict[str, Any]
+) -> None:
+    def write(split: str, rows: list[tuple[str, str, int]]) -> str:
+        rows = [(f"{bag} of {split}", item, hidden) for bag, item, hidden in rows]
+        frame = pl.DataFrame(rows, schema=["bag", "what", "hidden"], orient="row")
+        frame.write_parquet(tmp_path / f"{split}.parquet")
+        return str(tmp_path / f"{split}.parquet")
+
+    known = [("bag", f"item {number}", 0) for number in range(6)]
+    bags = [(f"{bag} {number}", item, hidden) for number in range(9) for bag, item, hidden in known]
+    asked = [
+        *[("long", f"item {number}", int(number == 5)) for number in range(6)],
+        *[("unknown history", "never seen", 0), ("unknown history", "item 2", 1)],
+        *[("unknown answer", "item 1", 0), ("unknown answer", "also never seen", 1)],
+    ]
+    job = parse_job(
+        {
+            "name": "edges",
+            "data": {
+                "train": write("train", bags),
+                "valid": write("valid", asked),
+                "test": write("test", asked),
+            },
+            "interactions": {
+                "basket": "bag",
+                "item": "what",
+                "hidden": "hidden",
+                "top_k": [5, 200],
+            },
+            "model": {"embedding_dim": 8, **model},
+            "train": {"batch_size": 4, "epochs": 1, "device": "cpu"},
+        }
+    )
+    run = train(job, prepare(job, tmp_path / "prepared"), runs=tmp_path / "runs")
+    evaluate(run)
+    split = json.loads((run.path / "evaluation.json").read_text())["splits"]["test"]
+    assert (split["users"], split["test_items"], split["unknown_items"]) == (3, 3, 1)
+    # Six items are the catalogue: whatever is known and not shown is among the first 200.
+    assert split["metrics"]["recall@200"] == pytest.approx(2 / 3)
+    assert all(len(example["shown"]) <= 6 for example in split["examples"])
+
+
+def test_settings_of_a_retrieval_model_are_tuned(
+    log_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = log_job({"type": "bpr_mf"}, epochs=2).model_dump(mode="json", exclude_unset=True)
+    rates = {"train.dense.lr": [1e-6, 0.1]}
+    job = parse_job({**job, "tune": {"trials": 2, "metric": "recall@5", "keys": rates}})
+    Path("job.toml").write_text(dump_job(job))
+    assert main(["validate", "job.toml"]) == 0
+    assert main(["tune", "job.toml", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    reached = {trial["values"]["train.dense.lr"]: trial["metric"] for trial in result["trials"]}
+    assert reached[0.1] > reached[1e-6]
+    solved = log_job({"type": "item_knn", **SOLVED}).model_dump(mode="json", exclude_unset=True)
+    keys = {"model.num_neighbours": [1, 20]}
+    found = tune(parse_job({**solved, "tune": {"trials": 2, "keys": keys}}), runs="solved")
+    assert all(trial.metric is not None for trial in found.trials)
+
+
+def test_a_csv_of_events_comes_to_a_report_by_the_commands_alone(
+    log_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = log_job({"type": "item_knn", **SOLVED}).data.source
+    assert isinstance(source, str)
+    log = pl.read_parquet(source).with_columns(pl.col("at") * 3600 + 1_700_000_000)
+    log.rename({"who": "shopper", "what": "article", "at": "bought_at"}).write_csv("orders.csv")
+    assert main(["init", "orders.csv"]) == 0
+    assert main(["validate", "orders.toml"]) == 0
+    assert main(["run", "orders.toml", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Path(result["report"]).is_file()
+    assert result["metrics"]["test"]["recall@10"] > 0
 
 
 def test_baskets_are_completed_by_items_like_theirs(log_job: MakeJob, tmp_path: Path) -> None:

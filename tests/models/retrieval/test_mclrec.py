@@ -184,17 +184,57 @@ def test_the_regulariser_of_rows_ignores_a_constant_and_pulls_easy_partners_down
             assert alike.grad[r, partner] > 0
 
 
+def plain_vectors(model: MCLRec, item_BL: Tensor, length_B: Tensor) -> Tensor:
+    """Return the newest tokens of padded sequences, written out with masks of the whole matrix."""
+    encoder, length = model.encoder, item_BL.shape[1]
+    weight = {name: value.double() for name, value in encoder.state_dict().items()}
+
+    def linear(name: str, rows: Tensor) -> Tensor:
+        return rows @ weight[f"{name}.weight"].T + weight[f"{name}.bias"]
+
+    def norm(name: str, rows: Tensor) -> Tensor:
+        centred = rows - rows.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+        return centred / scale * weight[f"{name}.weight"] + weight[f"{name}.bias"]
+
+    seen_BLL = torch.ones(length, length).tril().bool() & (item_BL > 0)[:, None, :]
+    tokens = norm("norm", weight["item.weight"][item_BL] + weight["position.weight"][:length])
+    for number in range(len(encoder.blocks)):
+        block = f"blocks.{number}"
+        query, key, value = linear(f"{block}.query_key_value", tokens).chunk(3, -1)
+        heads = [each.chunk(model.config.num_heads, -1) for each in (query, key, value)]
+        found: list[Tensor] = []
+        for q, k, v in zip(*heads, strict=True):
+            exps_BLL = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).exp() * seen_BLL
+            total_BL1 = exps_BLL.sum(2, keepdim=True)
+            found.append(exps_BLL @ v / total_BL1.where(total_BL1 > 0, 1.0))
+        message = linear(f"{block}.message", torch.cat(found, -1))
+        tokens = norm(f"{block}.message_norm", tokens + message)
+        inner = linear(f"{block}.inner", tokens)
+        inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+        tokens = norm(f"{block}.outer_norm", tokens + linear(f"{block}.outer", inner))
+    return tokens[torch.arange(len(item_BL)), length_B - 1].float()
+
+
 @torch.no_grad()
-def test_its_loss_is_the_sum_of_its_terms() -> None:
+def test_its_loss_is_the_sum_of_the_terms_of_a_padded_reference() -> None:
     torch.manual_seed(0)
     model = MCLRec(MCLRecConfig(**SMALL, first_contrast=0.2, second_contrast=0.3), NONE)
+    for weight in model.encoder.parameters():
+        weight += 0.3 * torch.randn_like(weight)
     views = model.viewed(prefixes())
     output = model(views)
-    h1, h2 = output.first_BD, output.second_BD
+    h1, h2 = (
+        plain_vectors(model, each.item_BL, each.length_B) for each in (views.first, views.second)
+    )
+    plain_BD = plain_vectors(model, views.plain.item_BL, views.plain.length_B)
+    encoded = (output.plain_BD, output.first_BD, output.second_BD)
+    for ours, theirs in zip(encoded, (plain_BD, h1, h2), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     z1, z2 = model.augmenters[0](h1), model.augmenters[1](h2)
     torch.testing.assert_close(z1.norm(dim=1), torch.ones(5))
     assert z1.new_tensor(0.0) == model.augmenters[0](torch.zeros(1, 8)).isnan().sum()
-    logits = output.plain_BD @ model.items()[2:].T
+    logits = plain_BD @ model.items()[2:].T
     entropy = torch.nn.functional.cross_entropy(logits, views.plain.target_B - 2)
     pairs = ((z1, z2), (h1, z2), (h2, z1))
     learned = sum(plain_contrast(a, b, 1.0) for a, b in pairs)
