@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,13 @@ app = App(name="stream", help="Keep online features up from Kafka topics, each e
 
 
 @app.command(name="features")
-def run_features(stream: Path, *, json: AsJson = False) -> None:
+def run_features(
+    stream: Path,
+    *,
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
+    json: AsJson = False,
+) -> None:
     """Keep the features of a stream job up until SIGTERM or Ctrl-C, which end it in order.
 
     Start it several times, on as many hosts as the store serves, and they share the partitions.
@@ -25,11 +32,16 @@ def run_features(stream: Path, *, json: AsJson = False) -> None:
     ----------
     stream
         The job, as STREAM.toml: docs/streams.md describes it.
+    metrics_port
+        Port that answers /metrics, /health/live and /health/ready; 0 takes a free one.
+    metrics_host
+        Address of that port.
     """
     from headwater.feature_store.online.stores import open_store
     from headwater.pipelines.streams.declared import FeatureSettings
     from headwater.pipelines.streams.features import FeaturesJob
     from headwater.pipelines.streams.kafka_bus import KafkaBus
+    from headwater.pipelines.streams.metrics import StreamMetrics, served
     from headwater.pipelines.streams.recovery import check_wiring
     from headwater.pipelines.streams.runtime import Runtime
     from headwater.pipelines.streams.settings import load_settings
@@ -51,12 +63,19 @@ def run_features(stream: Path, *, json: AsJson = False) -> None:
     try:
         bind(store, definition.encoded(), settings)
         check_wiring(settings, store, bus)
-        emit(
-            {"job": settings.name, "topics": settings.topics, "store": settings.store},
-            as_json=json,
-            text=f"{settings.name}: reading {', '.join(settings.source.topics)} into {settings.store}",
-        )
-        Runtime(FeaturesJob(definition), settings, store, bus).run(stop.is_set)
+        metrics = StreamMetrics(store)
+        with ExitStack() as stack:
+            port = None
+            if metrics_port is not None:
+                port = stack.enter_context(served(metrics, metrics_host, metrics_port))
+            emit(
+                {"job": settings.name, "topics": settings.topics, "metrics_port": port},
+                as_json=json,
+                text=f"{settings.name}: reading {', '.join(settings.source.topics)} into {settings.store}"
+                + ("" if port is None else f"; http://{metrics_host}:{port}/metrics"),
+            )
+            job = FeaturesJob(definition)
+            Runtime(job, settings, store, bus, watch=metrics).run(stop.is_set)
     finally:
         store.close()
     note("stopped")

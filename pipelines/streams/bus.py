@@ -74,6 +74,14 @@ class Consumer(Protocol):
         """Return for each partition the first offset that arrived at `ts_ms` or later, or its end."""
         ...
 
+    def position(self, partition: Partition) -> int | None:
+        """Return the offset that is read next, past what is no message; None for one of another member."""
+        ...
+
+    def lag(self, partition: Partition) -> int:
+        """Return how many messages wait, as far as was seen."""
+        ...
+
     def seek(self, partition: Partition, offset: int) -> None:
         """Go on from `offset`, and drop what was fetched before."""
         ...
@@ -105,6 +113,10 @@ class Bus(Protocol):
 
     def consumer(self, group: str, topics: Sequence[str]) -> Consumer:
         """Return a new member of a group."""
+        ...
+
+    def reader(self, topics: Sequence[str]) -> Consumer:
+        """Return a consumer of all partitions of topics that is in no group."""
         ...
 
     def producer(self, group: str, at: At) -> Producer:

@@ -31,11 +31,10 @@ def replay(settings: StreamSettings, bus: Bus, *, at: At = lambda _: None) -> Co
     consumer = bus.consumer(group, [topic])
     producer = bus.producer(group, at)
     counts: Counter[str] = Counter()
-    places: dict[Partition, int] = {}
     ends: dict[Partition, int] | None = None
     deadline = time.monotonic() + WAIT_S
     try:
-        while ends is None or any(places[partition] < end for partition, end in ends.items()):
+        while ends is None or _rest(consumer, ends):
             if time.monotonic() > deadline:
                 raise HeadwaterError(
                     f"topic {topic!r}: no letters for {WAIT_S:g} s; perhaps another replay is running."
@@ -44,21 +43,18 @@ def replay(settings: StreamSettings, bus: Bus, *, at: At = lambda _: None) -> Co
             membership = consumer.membership()
             changes = consumer.changes()
             if changes.assigned:
-                places, ends = _start(consumer, sorted(changes.assigned))
+                ends = _start(consumer, sorted(changes.assigned))
                 continue
-            outputs = []
+            outputs: list[Output] = []
+            positions: dict[Partition, Committed] = {}
             for partition, found in messages.items():
                 for message in found:
                     output = _again(message, settings, Partition(*partition))
                     counts["left out" if output is None else _header(message, "reason")] += 1
                     outputs += [] if output is None else [output]
-                places[Partition(*partition)] = found[-1].offset + 1
-            if messages:
+                positions[Partition(*partition)] = Committed(found[-1].offset + 1, "")
+            if positions:
                 deadline = time.monotonic() + WAIT_S
-                positions = {
-                    partition: Committed(places[partition], "")
-                    for partition in (Partition(*each) for each in messages)
-                }
                 producer.publish(outputs, positions, membership)
     finally:
         producer.close()
@@ -66,18 +62,19 @@ def replay(settings: StreamSettings, bus: Bus, *, at: At = lambda _: None) -> Co
     return counts
 
 
-def _start(
-    consumer: Consumer, partitions: list[Partition]
-) -> tuple[dict[Partition, int], dict[Partition, int]]:
-    """Go to the group's positions; return them, and the ends of the partitions."""
-    places: dict[Partition, int] = {}
+def _rest(consumer: Consumer, ends: dict[Partition, int]) -> bool:
+    """Return whether a partition is not read to its end, past the marks of transactions."""
+    return any((consumer.position(partition) or 0) < end for partition, end in ends.items())
+
+
+def _start(consumer: Consumer, partitions: list[Partition]) -> dict[Partition, int]:
+    """Go to the group's positions; return the ends of the partitions."""
     ends: dict[Partition, int] = {}
     for partition, (first, end) in consumer.bounds(partitions).items():
         group = consumer.committed(partition)
-        places[partition] = first if group is None else max(first, group.offset)
+        consumer.seek(partition, first if group is None else max(first, group.offset))
         ends[partition] = end
-        consumer.seek(partition, places[partition])
-    return places, ends
+    return ends
 
 
 def _again(message: Any, settings: StreamSettings, partition: Partition) -> Output | None:

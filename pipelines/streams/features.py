@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headwater.feature_store.online.definition import Definition, Table, encode_key, fold_row
 from headwater.feature_store.online.kinds import Events
@@ -36,17 +37,12 @@ class FeaturesJob:
             for name in events.schema.names
             if not name.startswith("_")
         }
-        sources = [
-            self._sources[topic] | partition
-            for topic, partition in zip(
-                events.column("_topic").to_pylist(),
-                _values(events.column("_partition")),
-                strict=True,
-            )
-        ]
+        topics = pc.dictionary_encode(events.column("_topic"))
+        places = np.array([self._sources[each] for each in topics.dictionary.to_pylist()], np.int64)
+        sources = places[np.asarray(topics.indices)] | np.asarray(events.column("_partition"))
         orders = list(
             zip(
-                sources,
+                sources.tolist(),
                 _values(events.column("_offset")),
                 _values(events.column("_row")),
                 strict=True,

@@ -105,6 +105,11 @@ class KafkaBus:
         with _bus_errors():
             return KafkaMember(self._settings, group, topics)
 
+    def reader(self, topics: Sequence[str]) -> KafkaMember:
+        """Return a consumer of all partitions of topics that is in no group."""
+        with _bus_errors():
+            return KafkaMember(self._settings, None, topics)
+
     def producer(self, group: str, at: At) -> KafkaTransactions:
         """Return a producer of transactions for a group."""
         with _bus_errors():
@@ -157,9 +162,9 @@ class _Listener(ConsumerRebalanceListener):
 
 
 class KafkaMember:
-    """A member of a consumer group, that reads what was committed alone."""
+    """A member of a consumer group, or of none, that reads what was committed alone."""
 
-    def __init__(self, settings: KafkaSettings, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, settings: KafkaSettings, group: str | None, topics: Sequence[str]) -> None:
         self._listener = _Listener()
         self._consumer: Any = KafkaConsumer(
             **settings.options(),
@@ -178,7 +183,11 @@ class KafkaMember:
             metadata_max_age_ms=30_000,
             metrics_enabled=False,
         )
-        if topics:
+        if group is None:
+            self._consumer.assign(
+                [TopicPartition(*each) for topic in topics for each in self.partitions(topic)]
+            )
+        elif topics:
             self._consumer.subscribe(list(topics), listener=self._listener)
 
     def partitions(self, topic: str) -> frozenset[Partition]:
@@ -229,6 +238,20 @@ class KafkaMember:
             Partition(*each): end[each] if found.get(each) is None else found[each].offset
             for each in wanted
         }
+
+    def position(self, partition: Partition) -> int | None:
+        """Return the offset that is read next, past what is no message; None for one of another member."""
+        # One that was just taken away has none.
+        with suppress(AssertionError, KafkaError):
+            return self._consumer.position(TopicPartition(*partition), timeout_ms=0)
+        return None
+
+    def lag(self, partition: Partition) -> int:
+        """Return how many messages wait, as far as was seen."""
+        position, end = self.position(partition), None
+        with suppress(AssertionError, KafkaError):
+            end = self._consumer.highwater(TopicPartition(*partition))
+        return 0 if position is None or end is None else max(0, end - position)
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Go on from `offset`, and drop what was fetched before."""

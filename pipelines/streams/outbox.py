@@ -126,7 +126,7 @@ def letter_output(letter: DeadLetter, topic: str, message: Any, limit: int) -> O
     return Output(
         place,
         topic,
-        value if headers["whole"] == "yes" else None,
+        value if headers["whole"] == "yes" else b"",
         message.key,
         tuple((f"headwater.{name}", text.encode()) for name, text in headers.items()),
     )

@@ -9,12 +9,14 @@ from store and group, which it does at every assignment too.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
 from headwater.feature_store.errors import HeadwaterError
@@ -41,8 +43,12 @@ class Watch(Protocol):
         """Take note of a batch that is in the store."""
         ...
 
-    def polled(self, owned: Sequence[Partition]) -> None:
-        """Take note that messages were asked for, which a member does as long as it makes progress."""
+    def polled(self, lags: Mapping[Partition, int]) -> None:
+        """Take note that messages were asked for, and how many wait in each partition of this member."""
+        ...
+
+    def waiting(self) -> None:
+        """Take note that cluster or store do not answer."""
         ...
 
 
@@ -51,7 +57,8 @@ class Batch:
     """A batch and what it does."""
 
     positions: Mapping[Partition, tuple[int, int]]
-    num_events: int
+    num_events: Mapping[str, int]
+    """By topic, the events that it has, with those that are set aside."""
     timely: Timely
     rejects: Sequence[DeadLetter]
     outputs: Sequence[Output]
@@ -109,6 +116,8 @@ class Runtime:
             if not self._is_out:
                 log.warning("waiting for the cluster or the store", error=str(error))
                 self._is_out = True
+            if self._watch is not None:
+                self._watch.waiting()
             self._forget_all()
             time.sleep(RETRY_S)
         else:
@@ -145,13 +154,25 @@ class Runtime:
                 self._pending.setdefault(partition, []).extend(found)
                 self._num_pending += len(found)
         if self._watch is not None:
-            self._watch.polled(list(self._owned))
+            self._watch.polled({each: self._consumer.lag(each) for each in self._owned})
         batches = self._settings.batches
         waited_s = time.monotonic() - self._pending_since_s
         if self._num_pending and (
             self._num_pending >= batches.max_events or waited_s * 1000 >= batches.commit_interval_ms
         ):
             self._apply(membership)
+        elif not self._num_pending and not self._recovered:
+            self._pass_marks(membership)
+
+    def _pass_marks(self, membership: object) -> None:
+        """Move past what is no message, as the marks of transactions, so that no lag seems to be left."""
+        passed: dict[Partition, tuple[int, int]] = {}
+        for partition, at in self._owned.items():
+            position = self._consumer.position(partition)
+            if position is not None and position > at:
+                passed[partition] = (at, position)
+        if passed:
+            self._advance({}, passed, membership)
 
     def _assignment(self) -> object:
         """Follow the group's changes; return the membership that they belong to.
@@ -196,12 +217,20 @@ class Runtime:
             partition: (self._owned[partition], messages[-1].offset + 1)
             for partition, messages in pending.items()
         }
+        self._advance(pending, positions, membership)
+
+    def _advance(
+        self,
+        pending: Messages,
+        positions: Mapping[Partition, tuple[int, int]],
+        membership: object,
+    ) -> None:
         started_s = time.monotonic()
         try:
             batch = self._commit(pending, positions)
         except Moved as moved:
             log.warning("positions moved by another member", partitions=str(moved))
-            for partition in pending:
+            for partition in positions:
                 self._lose(partition)
             self._recover(membership)
             return
@@ -221,6 +250,9 @@ class Runtime:
         """Handle a batch and put it into the store; from fresh rows as long as others change them."""
         read, unreadable = self._reader.read(pending)
         timely = self._clock.sift(read)
+        counts = pc.value_counts(read.column("_topic")).to_pylist()
+        num_events = Counter({each["values"]: each["counts"] for each in counts})
+        num_events.update(letter.place.topic for letter in unreadable)
         while True:
             state = StateView(self._store)
             handled, outputs = list[DeadLetter](), list[Output]()
@@ -241,7 +273,7 @@ class Runtime:
             except Stale:
                 continue
             self._at("after store commit")
-            return Batch(positions, read.num_rows + len(unreadable), timely, rejects, outputs)
+            return Batch(positions, num_events, timely, rejects, outputs)
 
     def _handle(self, events: pa.RecordBatch, state: StateView) -> Iterator[Effects]:
         """Yield the effects of events, in order; an exception is narrowed down to its event."""
