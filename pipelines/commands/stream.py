@@ -10,8 +10,12 @@ from pathlib import Path
 
 from cyclopts import App
 
+from headwater.feature_store.errors import InputError
 from headwater.pipelines.console import emit, note, table
 from headwater.pipelines.options import AsJson
+
+LOOKED_AT = 2000
+"""Messages of a topic that `init` looks at."""
 
 app = App(name="stream", help="Keep online features up from Kafka topics, each event once.")
 
@@ -79,6 +83,42 @@ def run_features(
     finally:
         store.close()
     note("stopped")
+
+
+@app.command
+def init(
+    topic: str, *, out: Path = Path("stream.toml"), servers: str | None = None, json: AsJson = False
+) -> None:
+    """Look at messages of a topic and write a first job for it, with comments.
+
+    Parameters
+    ----------
+    topic
+        Topic of JSON messages.
+    out
+        File to write; one that exists is refused.
+    servers
+        Kafka cluster; the local one, or what KAFKA_BOOTSTRAP_SERVERS names, when absent.
+    """
+    from headwater.pipelines.streams.first_stream import first_stream
+    from headwater.pipelines.streams.kafka_bus import KafkaBus, KafkaSettings
+    from headwater.pipelines.streams.log import newest_messages
+
+    if out.exists():
+        raise InputError(f"{out}: exists; name another file by --out.")
+    settings = KafkaSettings() if servers is None else KafkaSettings(servers=servers)
+    found = newest_messages([topic], KafkaBus(settings), LOOKED_AT)
+    values = [message.value or b"" for messages in found.values() for message in messages]
+    text = first_stream(topic, values)
+    if servers is not None:
+        text += f'\n[kafka]\nservers = "{servers}"\n'
+    out.write_text(text)
+    emit(
+        {"job": out, "messages": len(values)},
+        as_json=json,
+        text=f"wrote {out} from {len(values):,} messages\n"
+        f"next: read it, then headwater stream features {out}",
+    )
 
 
 @app.command

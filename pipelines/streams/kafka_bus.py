@@ -32,6 +32,7 @@ from kafka.errors import (
     TopicAlreadyExistsError,
     UnsupportedVersionError,
 )
+from kafka.structs import ConsumerGroupMetadata
 
 from headwater.feature_store.config import Config
 from headwater.feature_store.errors import HeadwaterError, InputError
@@ -293,6 +294,9 @@ class KafkaTransactions:
         membership: object,
     ) -> None:
         """Send all and move the group's positions, or neither; BusError also where the member is out."""
+        if not isinstance(membership, ConsumerGroupMetadata) or membership.generation_id < 0:
+            # Kafka takes positions without a generation from anybody: nothing would fence this member.
+            raise BusError("this member is out of the group")
         producer, at = self._producer, self._at
         with _bus_errors():
             if not self._ready:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,16 @@ def read_file(source: Source, path: Path, arrival: str | None = None) -> pa.Reco
 
 def read_topics(settings: StreamSettings, bus: Bus, last: int) -> pa.RecordBatch:
     """Return the newest events of a job's topics, about `last` of them; what is not readable is left out."""
-    consumer = bus.reader(settings.topics)
+    return Reader(settings.source).read(newest_messages(settings.topics, bus, last))[0]
+
+
+def newest_messages(topics: Sequence[str], bus: Bus, last: int) -> dict[Partition, list[Any]]:
+    """Return about `last` of the newest messages of topics, by partition."""
+    consumer = bus.reader(topics)
     try:
-        partitions = [
-            partition for topic in settings.topics for partition in consumer.partitions(topic)
-        ]
+        partitions = [partition for topic in topics for partition in consumer.partitions(topic)]
         if not partitions:
-            raise InputError(f"the cluster has none of the topics {', '.join(settings.topics)}.")
+            raise InputError(f"the cluster has none of the topics {', '.join(topics)}.")
         bounds = consumer.bounds(partitions)
         share = -(-last // len(partitions))
         for partition, (first, end) in bounds.items():
@@ -83,7 +87,7 @@ def read_topics(settings: StreamSettings, bus: Bus, last: int) -> pa.RecordBatch
                 messages.setdefault(Partition(*partition), []).extend(more)
     finally:
         consumer.close()
-    return Reader(settings.source).read(messages)[0]
+    return messages
 
 
 def _cast(table: pa.Table, name: str, kind: pa.DataType, path: Path) -> pa.Array:
