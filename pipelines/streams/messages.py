@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from headwater.feature_store.online.store import Partition
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.pipelines.streams.effects import DeadLetter, Place
-from headwater.pipelines.streams.settings import Column, Source
+from headwater.pipelines.streams.settings import Source
 
 VERSION_METADATA = b"headwater.version"
 NO_TIME_MS = 253_402_300_800_000
@@ -66,7 +66,7 @@ class Reader:
                 *_PLACES,
             ]
         )
-        self._decoder = _decoder(source.columns)
+        self._decoder = _decoder(source)
 
     def read(self, messages: Messages) -> tuple[pa.RecordBatch, list[DeadLetter]]:
         """Return the events of messages, in the order of partition and offset, and what is not readable."""
@@ -209,21 +209,29 @@ class _Reject(Exception):  # noqa: N818
     """Reason, field and detail of a message that is not readable."""
 
 
-def _decoder(columns: Sequence[Column]) -> msgspec.json.Decoder[Any]:
-    """Return what decodes a message to a struct of its columns, in order, and its version at the end."""
+def _decoder(source: Source) -> msgspec.json.Decoder[Any]:
+    """Return what decodes a message to a struct of its columns, in order, and then its version `v`."""
     fields: list[Any] = []
     names: dict[str, str] = {}
     # Named by place, since a column's name need not be one of Python's; required ones cannot follow optional
     # ones but by keyword, and are told apart all the same.
-    for place, column in enumerate(columns):
+    for place, column in enumerate(source.columns):
         kind = _PYTHON[column.dtype]
         field = f"c{place}"
         fields.append((field, kind | None, None) if column.optional else (field, kind))
         names[field] = column.name
-    if "v" not in names.values():
-        names["v"] = "v"
-    fields.append(("v", int, 1))
-    event = msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False)
+    # Where `v` is a column of the job's own, all messages have the version that is expected.
+    is_own = "v" in names.values()
+    if not is_own:
+        fields.append(("v", int, 1))
+    event = msgspec.defstruct(
+        "Event",
+        fields,
+        rename=names | {"v": "v"},
+        kw_only=True,
+        gc=False,
+        namespace={"v": source.version} if is_own else None,
+    )
     return msgspec.json.Decoder(event)
 
 

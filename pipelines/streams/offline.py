@@ -94,7 +94,9 @@ def _last(table: Table, feature: Last, log: pl.DataFrame, asked: pl.DataFrame) -
     fresh = pl.col("_ts_ms").is_not_null()
     if feature.ttl_ms:
         fresh &= pl.col("t") - pl.col("_ts_ms") <= feature.ttl_ms
-    return joined.select("place", value=pl.when(fresh).then("value").otherwise(feature.missing()))
+    return joined.select(
+        "place", value=pl.when(fresh).then("value").otherwise(pl.lit(feature.missing()))
+    )
 
 
 def _history(
