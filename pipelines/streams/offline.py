@@ -52,10 +52,13 @@ def _values(table: Table, feature: Folded, log: pl.DataFrame, asked: pl.DataFram
 
 def _count(table: Table, count: Count, log: pl.DataFrame, asked: pl.DataFrame) -> pl.Series:
     """Return the count for each row of `asked`: the running sum before t, less that before the window."""
-    amount = pl.col(count.column).fill_null(0) if count.column else pl.lit(1, pl.Int64)
+    if count.column:
+        running = pl.col(count.column).fill_null(0).cum_sum()
+    else:
+        running = pl.int_range(1, pl.len() + 1)
     sums = (
         _passing(table, count.where, log)
-        .with_columns(sum=amount.cum_sum().over("key"))
+        .with_columns(sum=running.over("key"))
         .select("key", "_ts_ms", "sum")
     )
     before = _running(sums, asked.select("key", at="t"))
