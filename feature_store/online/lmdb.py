@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ class LmdbStore:
         self._environment.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[lmdb.Transaction]:
+    def _writing(self) -> Generator[lmdb.Transaction, None, None]:
         """Give a write transaction; OutputError, and nothing is changed, where the disk is full."""
         self._environment.check_readers()
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -186,7 +186,7 @@ class RedisStore:
     @contextmanager
     def _changing(
         self, positions: Mapping[Partition, int | None], reads: Reads
-    ) -> Iterator[_Commands]:
+    ) -> Generator[_Commands, None, None]:
         """Give a list of commands that are then applied at once, if positions and rows are as expected."""
         commands = _Commands()
         yield commands
@@ -237,7 +237,7 @@ class RedisStore:
                 pipe.zadd(self._index(write.table), {write.key: 0})
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None, None, None]:
         try:
             yield
         except (ConnectionLostError, NoAnswerError) as error:

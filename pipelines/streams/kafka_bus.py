@@ -6,19 +6,10 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
-from kafka import (
-    ConsumerRebalanceListener,
-    KafkaAdminClient,
-    KafkaConsumer,
-    KafkaProducer,
-    OffsetAndMetadata,
-    TopicPartition,
-)
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     AuthorizationError,
     GroupIdNotFoundError,
@@ -32,7 +23,6 @@ from kafka.errors import (
     TopicAlreadyExistsError,
     UnsupportedVersionError,
 )
-from kafka.structs import ConsumerGroupMetadata
 
 from headwater.feature_store.config import Config
 from headwater.feature_store.errors import HeadwaterError, InputError
@@ -40,6 +30,16 @@ from headwater.feature_store.online.store import Partition
 from headwater.pipelines.streams.broker import SERVERS_VARIABLE
 from headwater.pipelines.streams.bus import At, BusError, Changes, Committed
 from headwater.pipelines.streams.effects import Output
+from headwater.pipelines.streams.kafka_python import (
+    ConsumerGroupMetadata,
+    ConsumerRebalanceListener,
+    CooperativeStickyAssignor,
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 
 PASSWORD_VARIABLE = "KAFKA_SASL_PASSWORD"
 _FATAL = (
@@ -349,7 +349,7 @@ def _require_sent(output: Output, future: Any) -> None:
 
 
 @contextmanager
-def _bus_errors() -> Iterator[None]:
+def _bus_errors() -> Generator[None, None, None]:
     """Turn the client's errors into those of the bus, and what no later try mends into the user's."""
     try:
         yield

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headwater.feature_store.errors import DataError, HeadwaterError, InputError
 from headwater.feature_store.online.store import Partition
+from headwater.pipelines.streams.arrow import Array, DataType, RecordBatch
+from headwater.pipelines.streams.arrow import Table as ArrowTable
+from headwater.pipelines.streams.arrow import compute as pc
 from headwater.pipelines.streams.bus import Bus
 from headwater.pipelines.streams.messages import Reader
 from headwater.pipelines.streams.settings import Source, StreamSettings
@@ -23,7 +25,7 @@ _POLL_MS = 200
 _MAX_MESSAGES = 5000
 
 
-def read_file(source: Source, path: Path, arrival: str | None = None) -> pa.RecordBatch:
+def read_file(source: Source, path: Path, arrival: str | None = None) -> RecordBatch:
     """Return the events of a Parquet file, as `Reader` gives them, in the order of the file.
 
     They arrived at the times of the column `arrival`, or at their event times.
@@ -57,7 +59,7 @@ def read_file(source: Source, path: Path, arrival: str | None = None) -> pa.Reco
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def read_topics(settings: StreamSettings, bus: Bus, last: int) -> pa.RecordBatch:
+def read_topics(settings: StreamSettings, bus: Bus, last: int) -> RecordBatch:
     """Return the newest events of a job's topics, about `last` of them; what is not readable is left out."""
     return Reader(settings.source).read(newest_messages(settings.topics, bus, last))[0]
 
@@ -90,7 +92,7 @@ def newest_messages(topics: Sequence[str], bus: Bus, last: int) -> dict[Partitio
     return messages
 
 
-def _cast(table: pa.Table, name: str, kind: pa.DataType, path: Path) -> pa.Array:
+def _cast(table: ArrowTable, name: str, kind: DataType, path: Path) -> Array:
     try:
         return table.column(name).cast(kind).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headwater.feature_store.online.store import Partition
 from headwater.feature_store.schema import INT64_MIN, Dtype
+from headwater.pipelines.streams.arrow import Array, DataType, RecordBatch, Schema
+from headwater.pipelines.streams.arrow import compute as pc
 from headwater.pipelines.streams.effects import DeadLetter, Place
 from headwater.pipelines.streams.settings import Source
 
@@ -25,7 +26,7 @@ NO_TIME_MS = 253_402_300_800_000
 """The first millisecond after the year 9999; event times lie from 0 to below it."""
 Messages: TypeAlias = Mapping[Partition, Sequence[Any]]
 
-_ARROW: dict[Dtype, pa.DataType] = {
+_ARROW: dict[Dtype, DataType] = {
     "int64": pa.int64(),
     "double": pa.float64(),
     "string": pa.string(),
@@ -50,7 +51,7 @@ class _Versioned(msgspec.Struct):
     v: int = 1
 
 
-def no_events(schema: pa.Schema) -> pa.RecordBatch:
+def no_events(schema: Schema) -> RecordBatch:
     """Return a batch without rows."""
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
@@ -68,7 +69,7 @@ class Reader:
         )
         self._decoder = _decoder(source)
 
-    def read(self, messages: Messages) -> tuple[pa.RecordBatch, list[DeadLetter]]:
+    def read(self, messages: Messages) -> tuple[RecordBatch, list[DeadLetter]]:
         """Return the events of messages, in the order of partition and offset, and what is not readable."""
         rejects: list[DeadLetter] = []
         parts = [
@@ -84,7 +85,7 @@ class Reader:
 
     def _json(
         self, partition: Partition, messages: Sequence[Any], rejects: list[DeadLetter]
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Iterator[RecordBatch]:
         decode, limit, version = (
             self._decoder.decode,
             self._source.max_message_bytes,
@@ -123,7 +124,7 @@ class Reader:
 
     def _arrow(
         self, partition: Partition, messages: Sequence[Any], rejects: list[DeadLetter]
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Iterator[RecordBatch]:
         for message in messages:
             value = message.value or b""
             try:
@@ -148,7 +149,7 @@ class Reader:
                 kept = batch.take(pa.array(rows))
                 yield self._placed(partition, kept.columns, [message] * len(rows), rows)
 
-    def _table(self, value: bytes) -> pa.RecordBatch:
+    def _table(self, value: bytes) -> RecordBatch:
         """Return the declared columns of an Arrow message as one batch."""
         limit = self._source.max_message_bytes
         if len(value) > limit:
@@ -162,7 +163,7 @@ class Reader:
         found = metadata.get(VERSION_METADATA, b"1").decode(errors="replace")
         if found != str(self._source.version):
             raise _Reject("version", "", _other_version(found, self._source.version))
-        arrays: list[pa.Array] = []
+        arrays: list[Array] = []
         for column in self._source.columns:
             kind = _ARROW[column.dtype]
             if column.name not in table.column_names:
@@ -183,10 +184,10 @@ class Reader:
     def _placed(
         self,
         partition: Partition,
-        columns: Iterable[pa.Array],
+        columns: Iterable[Array],
         messages: Sequence[Any],
         rows: np.ndarray[Any, np.dtype[np.int32]],
-    ) -> pa.RecordBatch:
+    ) -> RecordBatch:
         """Return columns as a batch with the places of their events."""
         arrays = list(columns)
         times = arrays[self._names().index(self._source.time)]
@@ -235,7 +236,7 @@ def _decoder(source: Source) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(event)
 
 
-def _missing_as_null(array: pa.Array, dtype: Dtype) -> pa.Array:
+def _missing_as_null(array: Array, dtype: Dtype) -> Array:
     """Return the array with null where a value is the missing one of its type."""
     match dtype:
         case "int64":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -139,7 +139,7 @@ class StreamMetrics:
 
 
 @contextmanager
-def served(metrics: StreamMetrics, host: str, port: int) -> Iterator[int]:
+def served(metrics: StreamMetrics, host: str, port: int) -> Generator[int, None, None]:
     """Answer `/metrics`, `/health/live` and `/health/ready` on a port, 0 for a free one; gives the port."""
 
     class Handler(BaseHTTPRequestHandler):

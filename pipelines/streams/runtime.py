@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import structlog
 
 from headwater.feature_store.errors import HeadwaterError
 from headwater.feature_store.online.store import Moved, OnlineStore, Partition, Stale, Unavailable
+from headwater.pipelines.streams.arrow import RecordBatch
+from headwater.pipelines.streams.arrow import compute as pc
 from headwater.pipelines.streams.bus import At, Bus, BusError, Committed, Producer
 from headwater.pipelines.streams.clock import Clock, Timely, place_of
 from headwater.pipelines.streams.effects import DeadLetter, Effects, Output, StateView, StreamJob
@@ -275,7 +275,7 @@ class Runtime:
             self._at("after store commit")
             return Batch(positions, num_events, timely, rejects, outputs)
 
-    def _handle(self, events: pa.RecordBatch, state: StateView) -> Iterator[Effects]:
+    def _handle(self, events: RecordBatch, state: StateView) -> Iterator[Effects]:
         """Yield the effects of events, in order; an exception is narrowed down to its event."""
         if not events.num_rows:
             return
@@ -292,7 +292,7 @@ class Runtime:
         state.write(effects.writes)
         yield effects
 
-    def _refused(self, event: pa.RecordBatch, error: Exception) -> Effects:
+    def _refused(self, event: RecordBatch, error: Exception) -> Effects:
         place = place_of(event, 0)
         detail = f"{type(error).__name__}: {error}"
         if self._settings.on_error == "dead-letter":

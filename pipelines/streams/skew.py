@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 import polars as pl
-import pyarrow as pa
 
 from headwater.feature_store.online.definition import Definition, Table, fold_row
 from headwater.feature_store.online.kinds import Events
+from headwater.pipelines.streams.arrow import RecordBatch
 from headwater.pipelines.streams.features import FeaturesJob
 from headwater.pipelines.streams.offline import ORDER, offline_values
 
@@ -36,7 +36,7 @@ class Skew:
     """The first difference by event time; '' without one."""
 
 
-def measure_skew(definition: Definition, events: pa.RecordBatch) -> list[Skew]:
+def measure_skew(definition: Definition, events: RecordBatch) -> list[Skew]:
     """Return the skew of each feature over a log, as `Reader` gives it; its order is that of arrival."""
     log = pl.DataFrame(pl.from_arrow(events)).sort(ORDER)
     offline = offline_values(definition, log)

@@ -12,6 +12,7 @@ from headwater.feature_store.errors import DataError, InputError
 from headwater.feature_store.online.definition import Definition, Table, encode_key
 from headwater.feature_store.online.kinds import Vector
 from headwater.feature_store.online.store import OnlineStore, Write
+from headwater.pipelines.streams.arrow import Array
 
 ROWS_AT_ONCE = 10_000
 
@@ -60,7 +61,7 @@ def _vector(definition: Definition, feature: str) -> tuple[Table, Vector]:
 
 
 def _matrix(
-    column: pa.Array, vector: Vector, where: str
+    column: Array, vector: Vector, where: str
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Return the vectors of a column, shape (rows, dim)."""
     kind = column.type

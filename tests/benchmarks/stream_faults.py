@@ -22,12 +22,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from headwater.feature_store.online.lookup import Lookup
 from headwater.feature_store.online.stores import open_store
 from headwater.pipelines.streams.broker import Broker
+from headwater.pipelines.streams.kafka_python import (
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    TopicPartition,
+)
 
 MEMBER = Path(__file__).resolve().parents[1] / "pipelines" / "streams" / "member.py"
 PARTITIONS = 4

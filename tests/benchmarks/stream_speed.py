@@ -19,13 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from headwater.feature_store.online.stores import open_store
 from headwater.pipelines.streams.broker import running_broker
 from headwater.pipelines.streams.declared import FeatureSettings
 from headwater.pipelines.streams.features import FeaturesJob
 from headwater.pipelines.streams.kafka_bus import KafkaBus
+from headwater.pipelines.streams.kafka_python import (
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    TopicPartition,
+)
 from headwater.pipelines.streams.recovery import check_wiring
 from headwater.pipelines.streams.runtime import Runtime
 from headwater.pipelines.streams.settings import parse_settings

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from headwater.feature_store.online.store import OnlineStore
 from headwater.pipelines.streams.broker import running_broker
@@ -21,6 +20,12 @@ from headwater.pipelines.streams.declared import FeatureSettings
 from headwater.pipelines.streams.effects import StreamJob
 from headwater.pipelines.streams.features import FeaturesJob
 from headwater.pipelines.streams.kafka_bus import KafkaBus
+from headwater.pipelines.streams.kafka_python import (
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    TopicPartition,
+)
 from headwater.pipelines.streams.recovery import check_wiring
 from headwater.pipelines.streams.runtime import Runtime
 from headwater.pipelines.streams.settings import parse_settings

@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from headwater.feature_store.online.stores import open_store
 from headwater.pipelines.streams import recovery
+from headwater.pipelines.streams.arrow import RecordBatch
 from headwater.pipelines.streams.bus import Committed
 from headwater.pipelines.streams.declared import FeatureSettings
 from headwater.pipelines.streams.effects import Effects, Output, Place, StateView
@@ -38,7 +37,7 @@ class Echo:
         self._inner = inner
         self._topic = topic
 
-    def handle(self, events: pa.RecordBatch, state: StateView) -> Effects:
+    def handle(self, events: RecordBatch, state: StateView) -> Effects:
         names = ("_topic", "_partition", "_offset", "_row")
         places = zip(*(events.column(name).to_pylist() for name in names), strict=True)
         outputs = [

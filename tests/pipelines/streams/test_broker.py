@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from headwater.feature_store.errors import InputError
 from headwater.pipelines.streams.broker import SERVERS_VARIABLE, Broker, running_broker
+from headwater.pipelines.streams.kafka_python import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 
 def read(servers: str, topic: str, count: int) -> list[bytes]:

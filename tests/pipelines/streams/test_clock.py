@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from headwater.feature_store.online.lmdb import LmdbStore
 from headwater.feature_store.online.store import Partition
+from headwater.pipelines.streams.arrow import RecordBatch
 from headwater.pipelines.streams.clock import IDS, Clock
 from headwater.pipelines.streams.settings import Source
 
@@ -34,7 +35,7 @@ SOURCE = Source.model_validate(
 Event = tuple[int, str | None]
 
 
-def batch(events: list[Event], start: int) -> pa.RecordBatch:
+def batch(events: list[Event], start: int) -> RecordBatch:
     times, ids = [NOW_MS + each[0] for each in events], [each[1] for each in events]
     count = len(events)
     return pa.RecordBatch.from_pydict(

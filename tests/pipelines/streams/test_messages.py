@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.feature_store.online.store import Partition
+from headwater.pipelines.streams.arrow import RecordBatch
 from headwater.pipelines.streams.messages import Reader
 from headwater.pipelines.streams.settings import Source
 
@@ -31,7 +31,7 @@ class Message:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-def read(values: list[bytes | None], **source: Any) -> tuple[pa.RecordBatch, list[Any]]:
+def read(values: list[bytes | None], **source: Any) -> tuple[RecordBatch, list[Any]]:
     declared = Source.model_validate(
         {"topics": ["clicks"], "columns": COLUMNS, "time": "time"} | source
     )
@@ -101,13 +101,14 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
-    max_leaves=5,
+    max_leaves=3,
 )
 
 
 @given(
     st.lists(
-        st.fixed_dictionaries({"user.id": JSON, "time": JSON}, optional={"score": JSON, "v": JSON})
+        st.fixed_dictionaries({"user.id": JSON, "time": JSON}, optional={"score": JSON, "v": JSON}),
+        max_size=4,
     )
 )
 def test_any_json_is_an_event_or_a_letter_with_its_field(values: list[dict[str, Any]]) -> None:

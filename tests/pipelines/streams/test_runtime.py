@@ -13,6 +13,7 @@ from headwater.feature_store.errors import HeadwaterError, InputError, JobError
 from headwater.feature_store.online.lookup import Lookup
 from headwater.feature_store.online.store import OnlineStore, Partition
 from headwater.feature_store.online.stores import open_store
+from headwater.pipelines.streams.arrow import RecordBatch
 from headwater.pipelines.streams.clock import place_of
 from headwater.pipelines.streams.dead_letters import replay
 from headwater.pipelines.streams.effects import Effects, Output, StateView
@@ -41,7 +42,7 @@ class Echo:
         self._inner = inner
         self._topic = topic
 
-    def handle(self, events: pa.RecordBatch, state: StateView) -> Effects:
+    def handle(self, events: RecordBatch, state: StateView) -> Effects:
         places = [place_of(events, row) for row in range(events.num_rows)]
         outputs = [
             Output(place, self._topic, json.dumps(place).encode(), b"%d" % place.offset)
@@ -57,7 +58,7 @@ class Picky:
         self._inner = inner
         self._item = item
 
-    def handle(self, events: pa.RecordBatch, state: StateView) -> Effects:
+    def handle(self, events: RecordBatch, state: StateView) -> Effects:
         if self._item in events.column("item").to_pylist():
             raise ValueError(f"item {self._item} is not sold")
         return self._inner.handle(events, state)

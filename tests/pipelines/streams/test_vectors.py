@@ -15,6 +15,7 @@ from headwater.feature_store.online.kinds import Count, Vector
 from headwater.feature_store.online.lmdb import LmdbStore
 from headwater.feature_store.online.lookup import Lookup
 from headwater.feature_store.online.store import Bound
+from headwater.pipelines.streams.arrow import DataType
 from headwater.pipelines.streams.vectors import load_vectors
 
 ITEMS = Table("items", "item", "int64", (Count("views"), Vector("taste", 3)))
@@ -31,9 +32,7 @@ def store(tmp_path: Path) -> LmdbStore:
 @pytest.mark.parametrize(
     "kind", [pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.int32())]
 )
-def test_vectors_of_a_file_are_looked_up(
-    store: LmdbStore, tmp_path: Path, kind: pa.DataType
-) -> None:
+def test_vectors_of_a_file_are_looked_up(store: LmdbStore, tmp_path: Path, kind: DataType) -> None:
     path = tmp_path / "vectors.parquet"
     vectors = pa.array([[1, 2, 3], [4, 5, 6]], kind)
     pq.write_table(pa.table({"item": [7, 8], "taste": vectors, "other": ["a", "b"]}), path)
