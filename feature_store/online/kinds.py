@@ -11,7 +11,7 @@ as far as it has come, and the `window_ms / grain_ms - 1` before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -33,7 +33,7 @@ class Events:
     times_ms: Sequence[int]
     orders: Sequence[tuple[int, int, int]]
     """(source, offset, row) of each event, which breaks ties of time."""
-    columns: dict[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
     lateness_ms: int
     """How much older than the newest event another may be and still count."""
     _passing: dict[int, tuple[Where, list[bool]]] = field(default_factory=dict)

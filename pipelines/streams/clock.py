@@ -85,7 +85,7 @@ class Clock:
             ahead = ~no_time & (here > arrivals[rows] + self._source.max_ahead_s * 1000)
             counted = np.where(no_time | ahead, -(2**62), here)
             after = np.maximum(np.maximum.accumulate(counted), newest)
-            before = np.concatenate([[newest], after[:-1]])
+            before = np.concatenate([np.array([newest]), after[:-1]])
             late = ~no_time & ~ahead & (here < before - self._source.lateness_ms)
             for wrong, reason in ((no_time, "malformed"), (ahead, "future"), (late, "late")):
                 result.rejects.extend(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -177,7 +177,7 @@ class FeatureSettings(StreamSettings):
 
     def definition(self) -> Definition:
         """Return the definition that the store carries."""
-        dtypes = {column.name: column.dtype for column in self.source.columns}
+        dtypes = self.source.dtypes
         tables = tuple(
             Table(
                 table.name,
@@ -202,7 +202,7 @@ class FeatureSettings(StreamSettings):
         )
 
     def _problems(self) -> Iterator[str]:
-        dtypes = {column.name: column.dtype for column in self.source.columns}
+        dtypes = self.source.dtypes
         names = [table.name for table in self.tables]
         for twice in sorted({name for name in names if names.count(name) > 1}):
             yield f"tables: {twice!r} declared twice"
@@ -220,7 +220,7 @@ class FeatureSettings(StreamSettings):
                 )
 
 
-def _problems_of(feature: AnyFeature, dtypes: dict[str, Dtype]) -> Iterator[str]:
+def _problems_of(feature: AnyFeature, dtypes: Mapping[str, Dtype]) -> Iterator[str]:
     match feature:
         case CountFeature():
             filters = [feature.where]

@@ -33,7 +33,7 @@ class FeaturesJob:
 
     def events_of(self, events: RecordBatch) -> Events:
         """Return a batch as lists of Python values, which are quicker to go through one by one."""
-        columns = {
+        columns: dict[str, list[Any]] = {
             name: _values(events.column(name))
             for name in events.schema.names
             if not name.startswith("_")

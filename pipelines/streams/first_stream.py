@@ -50,7 +50,7 @@ def first_stream(topic: str, messages: Sequence[bytes]) -> str:
             f"topic {topic!r}: none of {len(messages):,} messages is a JSON object. For Arrow messages write "
             "the job by hand: docs/streams.md."
         )
-    dtypes = {
+    dtypes: dict[str, Dtype] = {
         name: dtype
         for name, each in fields.items()
         if _PLAIN.match(name) and name != "v" and (dtype := each.dtype()) is not None

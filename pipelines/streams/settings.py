@@ -73,6 +73,11 @@ class Source(Config):
         return self
 
     @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """The type of each column."""
+        return {column.name: column.dtype for column in self.columns}
+
+    @property
     def lateness_ms(self) -> int:
         """The allowed lateness in milliseconds."""
         return round(self.allowed_lateness_s * 1000)

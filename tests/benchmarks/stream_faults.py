@@ -123,7 +123,7 @@ def produce(servers: str, count: int, seconds: float) -> None:
         producer.flush()
 
 
-def ends(servers: str, topic: str) -> dict[TopicPartition, int]:
+def ends(servers: str, topic: str) -> dict[Any, int]:
     with KafkaConsumer(bootstrap_servers=servers) as consumer:
         parts = [TopicPartition(topic, each) for each in consumer.partitions_for_topic(topic) or ()]
         return consumer.end_offsets(parts)
@@ -173,7 +173,7 @@ def main() -> None:
         "session_timeout_ms": round(SESSION_S * 1000),
         "transaction_timeout_ms": 2000,
     }
-    settings = JOB | {"store": f"lmdb:{folder / 'store'}", "kafka": kafka}
+    settings: dict[str, Any] = JOB | {"store": f"lmdb:{folder / 'store'}", "kafka": kafka}
     faults = ["kill"] * args.kills + ["zombie"] * args.zombies + ["broker"] * args.broker_kills
     chance.shuffle(faults)
     begin_s = time.monotonic()

@@ -68,7 +68,7 @@ class Valkey:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with redis.Redis.from_url(self.url) as client:
             for _ in range(1000):
-                with suppress(redis.exceptions.ConnectionError):
+                with suppress(redis.ConnectionError):
                     client.ping()
                     return self
                 time.sleep(0.01)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from headwater.feature_store.online.store import OnlineStore
+from headwater.feature_store.online.store import OnlineStore, Partition
 from headwater.pipelines.streams.broker import running_broker
 from headwater.pipelines.streams.bus import At
 from headwater.pipelines.streams.declared import FeatureSettings
@@ -194,8 +194,8 @@ class Streams:
         timer.start()
 
         def stopping() -> bool:
-            positions: Mapping[tuple[str, int], int] = store.positions()
-            done = all(positions.get(part, 0) >= end for part, end in ends.items())
+            positions = store.positions()
+            done = all(positions.get(Partition(*part), 0) >= end for part, end in ends.items())
             return done or hangs.is_set()
 
         runtime.run(stopping)

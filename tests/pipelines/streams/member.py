@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headwater.feature_store.online.store import Partition
 from headwater.feature_store.online.stores import open_store
 from headwater.pipelines.streams import recovery
 from headwater.pipelines.streams.arrow import RecordBatch
@@ -64,10 +65,10 @@ def main(plan: Mapping[str, Any]) -> None:
 
     if not plan.get("republish", True):
         recovery.publish_rest = forget_rest
-    ends = {(topic, number): end for topic, number, end in plan.get("ends", ())}
+    ends = {Partition(topic, number): end for topic, number, end in plan.get("ends", ())}
 
     def stopping() -> bool:
-        positions: Mapping[tuple[str, int], int] = store.positions()
+        positions = store.positions()
         return bool(ends) and all(positions.get(part, 0) >= end for part, end in ends.items())
 
     Runtime(Echo(FeaturesJob(definition), plan["out"]), settings, store, bus, at=at).run(stopping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class Message:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-def read(values: list[bytes | None], **source: Any) -> tuple[RecordBatch, list[Any]]:
+def read(values: Sequence[bytes | None], **source: Any) -> tuple[RecordBatch, list[Any]]:
     declared = Source.model_validate(
         {"topics": ["clicks"], "columns": COLUMNS, "time": "time"} | source
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -48,7 +50,10 @@ TABLES = (
 DEFINITION = Definition("job", ("events",), "ts_ms", "", 10_000, TABLES)
 
 
-def log(rows: list[tuple[str | None, int | None, str, int | None, int, int]]) -> RecordBatch:
+Row = tuple[str | None, int | None, str, int | None, int, int]
+
+
+def log(rows: Sequence[Row]) -> RecordBatch:
     user, item, kind, amount, times, delays = (list(each) for each in zip(*rows, strict=True))
     count = len(rows)
     return pa.RecordBatch.from_pydict(
@@ -79,7 +84,7 @@ ROWS = st.tuples(
 
 @given(st.lists(ROWS, min_size=1, max_size=60))
 def test_offline_equals_online_by_event_time(
-    rows: list[tuple[str | None, int | None, str, int | None, int, int]],
+    rows: Sequence[Row],
 ) -> None:
     assert [each.example for each in measure_skew(DEFINITION, log(rows)) if each.different] == []
 
