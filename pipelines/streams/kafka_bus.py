@@ -31,7 +31,6 @@ from headwater.pipelines.streams.broker import SERVERS_VARIABLE
 from headwater.pipelines.streams.bus import At, BusError, Changes, Committed
 from headwater.pipelines.streams.effects import Output
 from headwater.pipelines.streams.kafka_python import (
-    ConsumerGroupMetadata,
     ConsumerRebalanceListener,
     CooperativeStickyAssignor,
     KafkaAdminClient,
@@ -142,16 +141,16 @@ class _Listener(ConsumerRebalanceListener):
         self._revoked: set[Partition] = set()
         self._assigned: set[Partition] = set()
 
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+    def on_partitions_revoked(self, revoked: Sequence[tuple[str, int]]) -> None:
         with self._lock:
             gone = {Partition(*each) for each in revoked}
             self._revoked |= gone
             self._assigned -= gone
 
-    def on_partitions_lost(self, lost: Sequence[TopicPartition]) -> None:
+    def on_partitions_lost(self, lost: Sequence[tuple[str, int]]) -> None:
         self.on_partitions_revoked(lost)
 
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+    def on_partitions_assigned(self, assigned: Sequence[tuple[str, int]]) -> None:
         with self._lock:
             self._assigned |= {Partition(*each) for each in assigned}
 
@@ -294,7 +293,8 @@ class KafkaTransactions:
         membership: object,
     ) -> None:
         """Send all and move the group's positions, or neither; BusError also where the member is out."""
-        if not isinstance(membership, ConsumerGroupMetadata) or membership.generation_id < 0:
+        generation: int = getattr(membership, "generation_id", -1)
+        if generation < 0:
             # Kafka takes positions without a generation from anybody: nothing would fence this member.
             raise BusError("this member is out of the group")
         producer, at = self._producer, self._at

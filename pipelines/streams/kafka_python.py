@@ -12,7 +12,6 @@ KafkaAdminClient: Any = _kafka.KafkaAdminClient
 KafkaConsumer: Any = _kafka.KafkaConsumer
 KafkaProducer: Any = _kafka.KafkaProducer
 ConsumerRebalanceListener: Any = _kafka.ConsumerRebalanceListener
-ConsumerGroupMetadata: Any = _kafka.ConsumerGroupMetadata
 OffsetAndMetadata: Any = _kafka.OffsetAndMetadata
 TopicPartition: Any = _kafka.TopicPartition
 CooperativeStickyAssignor: Any = _sticky.CooperativeStickyAssignor
