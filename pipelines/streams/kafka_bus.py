@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -136,7 +136,8 @@ class KafkaBus:
 class _Listener(ConsumerRebalanceListener):
     """Notes changes; it runs on the client's own thread, so that it must not wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
         self._lock = threading.Lock()
         self._revoked: set[Partition] = set()
         self._assigned: set[Partition] = set()
@@ -151,6 +152,14 @@ class _Listener(ConsumerRebalanceListener):
         self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Sequence[tuple[str, int]]) -> None:
+        for each in assigned:
+            # With any position the client does not look for the group's by itself, which could overrule at
+            # some later moment the one that recovery gives; nor does it fetch before.
+            self._consumer.pause(each)
+            self._consumer.seek(each, 0)
+        self.note_assigned(assigned)
+
+    def note_assigned(self, assigned: Iterable[tuple[str, int]]) -> None:
         with self._lock:
             self._assigned |= {Partition(*each) for each in assigned}
 
@@ -165,7 +174,6 @@ class KafkaMember:
     """A member of a consumer group, or of none, that reads what was committed alone."""
 
     def __init__(self, settings: KafkaSettings, group: str | None, topics: Sequence[str]) -> None:
-        self._listener = _Listener()
         self._consumer: Any = KafkaConsumer(
             **settings.options(),
             group_id=group,
@@ -183,6 +191,7 @@ class KafkaMember:
             metadata_max_age_ms=30_000,
             metrics_enabled=False,
         )
+        self._listener = _Listener(self._consumer)
         if group is None:
             self._consumer.assign(
                 [TopicPartition(*each) for topic in topics for each in self.partitions(topic)]
@@ -202,8 +211,9 @@ class KafkaMember:
         with _bus_errors():
             try:
                 return self._consumer.poll(timeout_ms, max_records=max_messages)
-            except NoOffsetForPartitionError:
-                # Of a partition that is new to the group: recovery, which comes next, gives it a position.
+            except NoOffsetForPartitionError as error:
+                # Recovery, which comes next, gives them a position.
+                self._listener.note_assigned(error.args[0])
                 return {}
 
     def membership(self) -> object:
@@ -241,23 +251,24 @@ class KafkaMember:
 
     def position(self, partition: Partition) -> int | None:
         """Return the offset that is read next, past what is no message; None for one of another member."""
-        # One that was just taken away has none.
-        with suppress(AssertionError, KafkaError):
-            return self._consumer.position(TopicPartition(*partition), timeout_ms=0)
-        return None
+        # Not by `position()`, which may wait for the network and starts work of its own there.
+        state = self._consumer._subscription.assignment.get(TopicPartition(*partition))
+        return None if state is None or state.position is None else state.position.offset
 
     def lag(self, partition: Partition) -> int:
         """Return how many messages wait, as far as was seen."""
         position, end = self.position(partition), None
-        with suppress(AssertionError, KafkaError):
+        with suppress(KafkaError, KeyError):
             end = self._consumer.highwater(TopicPartition(*partition))
         return 0 if position is None or end is None else max(0, end - position)
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Go on from `offset`, and drop what was fetched before."""
+        place = TopicPartition(*partition)
         # A partition that was taken away meanwhile is told by `changes`.
-        with _bus_errors(), suppress(AssertionError):
-            self._consumer.seek(TopicPartition(*partition), offset)
+        with _bus_errors(), suppress(ValueError, KeyError):
+            self._consumer.seek(place, offset)
+            self._consumer.resume(place)
 
     def close(self) -> None:
         """Leave the group."""

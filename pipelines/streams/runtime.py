@@ -149,10 +149,7 @@ class Runtime:
             partition = Partition(*partition)
             # What was polled of a partition before it was recovered may be of another place.
             if partition in self._owned and partition not in self._recovered:
-                if not self._num_pending:
-                    self._pending_since_s = time.monotonic()
-                self._pending.setdefault(partition, []).extend(found)
-                self._num_pending += len(found)
+                self._take(partition, found)
         if self._watch is not None:
             self._watch.polled({each: self._consumer.lag(each) for each in self._owned})
         batches = self._settings.batches
@@ -163,6 +160,19 @@ class Runtime:
             self._apply(membership)
         elif not self._num_pending and not self._recovered:
             self._pass_marks(membership)
+
+    def _take(self, partition: Partition, messages: Sequence[Any]) -> None:
+        """Put messages to those that are pending; where they were read before, the position is set again."""
+        pending = self._pending.get(partition)
+        expected = pending[-1].offset + 1 if pending else self._owned[partition]
+        if messages[0].offset < expected:
+            log.warning("read from another position than was asked", at=messages[0].offset)
+            self._lose(partition)
+            return
+        if not self._num_pending:
+            self._pending_since_s = time.monotonic()
+        self._pending.setdefault(partition, []).extend(messages)
+        self._num_pending += len(messages)
 
     def _pass_marks(self, membership: object) -> None:
         """Move past what is no message, as the marks of transactions, so that no lag seems to be left."""

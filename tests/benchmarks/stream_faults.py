@@ -233,6 +233,8 @@ def main() -> None:
     print(json.dumps(result))
     store.close()
     broker.stop()
+    if ended:
+        print("\n".join((folder / "members.log").read_text().splitlines()[-60:]))
     if not args.keep:
         shutil.rmtree(folder)
     if lost or doubled or wrong or ended:
