@@ -6,7 +6,6 @@ which order.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,10 +54,6 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def encoded(self) -> bytes:
         """Return the definition as JSON, the same bytes for the same definition."""
         return msgspec.json.encode(self, order="deterministic")
-
-    def fingerprint(self) -> str:
-        """Return the first 16 hex digits of its SHA-256."""
-        return hashlib.sha256(self.encoded()).hexdigest()[:16]
 
 
 def read_definition(encoded: bytes | msgspec.Raw) -> Definition:

@@ -36,7 +36,7 @@ def skew(
     """
     from headwater.pipelines.streams.declared import FeatureSettings
     from headwater.pipelines.streams.kafka_bus import KafkaBus
-    from headwater.pipelines.streams.log import read_file, read_topics
+    from headwater.pipelines.streams.past_events import read_file, read_topics
     from headwater.pipelines.streams.settings import load_settings
     from headwater.pipelines.streams.skew import measure_skew
 

@@ -7,12 +7,17 @@ import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
 from headwater.feature_store.errors import InputError
 from headwater.pipelines.console import emit, note, table
 from headwater.pipelines.options import AsJson
+
+if TYPE_CHECKING:
+    from headwater.pipelines.streams.effects import StreamJob
+    from headwater.pipelines.streams.settings import StreamSettings
 
 LOOKED_AT = 2000
 """Messages of a topic that `init` looks at."""
@@ -41,22 +46,61 @@ def run_features(
     metrics_host
         Address of that port.
     """
-    from headwater.feature_store.online.stores import open_store
     from headwater.pipelines.streams.declared import FeatureSettings
     from headwater.pipelines.streams.features import FeaturesJob
+    from headwater.pipelines.streams.settings import load_settings
+
+    settings = load_settings(stream, FeatureSettings)
+    job = FeaturesJob(settings.definition())
+    _run(settings, job, None, metrics_port, metrics_host, as_json=json)
+
+
+@app.command(name="log")
+def run_log(
+    stream: Path,
+    *,
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
+    json: AsJson = False,
+) -> None:
+    """Write the events of a stream job to Parquet files by the hour, until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    stream
+        The job, as STREAM.toml with a section [log].
+    metrics_port
+        Port that answers /metrics, /health/live and /health/ready; 0 takes a free one.
+    metrics_host
+        Address of that port.
+    """
+    from headwater.pipelines.streams.log import LogJob, LogSettings
+    from headwater.pipelines.streams.settings import load_settings
+
+    settings = load_settings(stream, LogSettings)
+    _run(settings, LogJob(), Path(settings.log.path), metrics_port, metrics_host, as_json=json)
+
+
+def _run(
+    settings: StreamSettings,
+    job: StreamJob,
+    folder: Path | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Run a job until a signal ends it in order; a second one ends the process at once."""
+    from headwater.feature_store.online.stores import open_store
     from headwater.pipelines.streams.kafka_bus import KafkaBus
     from headwater.pipelines.streams.metrics import StreamMetrics, served
     from headwater.pipelines.streams.recovery import check_wiring
     from headwater.pipelines.streams.runtime import Runtime
-    from headwater.pipelines.streams.settings import load_settings
     from headwater.pipelines.streams.upkeep import bind
 
-    settings = load_settings(stream, FeatureSettings)
-    definition = settings.definition()
     stop = threading.Event()
 
     def on_signal(number: int, _: object) -> None:
-        # A second signal ends the process at once, as it does by default.
         signal.signal(number, signal.SIG_DFL)
         stop.set()
 
@@ -65,7 +109,7 @@ def run_features(
     bus = KafkaBus(settings.kafka)
     store = open_store(settings.store, settings.name)
     try:
-        bind(store, definition.encoded(), settings)
+        bind(store, settings.encoded(), settings)
         check_wiring(settings, store, bus)
         metrics = StreamMetrics(store)
         with ExitStack() as stack:
@@ -74,12 +118,11 @@ def run_features(
                 port = stack.enter_context(served(metrics, metrics_host, metrics_port))
             emit(
                 {"job": settings.name, "topics": settings.topics, "metrics_port": port},
-                as_json=json,
-                text=f"{settings.name}: reading {', '.join(settings.source.topics)} into {settings.store}"
+                as_json=as_json,
+                text=f"{settings.name}: reading {', '.join(settings.source.topics)}"
                 + ("" if port is None else f"; http://{metrics_host}:{port}/metrics"),
             )
-            job = FeaturesJob(definition)
-            Runtime(job, settings, store, bus, watch=metrics).run(stop.is_set)
+            Runtime(job, settings, store, bus, folder=folder, watch=metrics).run(stop.is_set)
     finally:
         store.close()
     note("stopped")
@@ -102,7 +145,7 @@ def init(
     """
     from headwater.pipelines.streams.first_stream import first_stream
     from headwater.pipelines.streams.kafka_bus import KafkaBus, KafkaSettings
-    from headwater.pipelines.streams.log import newest_messages
+    from headwater.pipelines.streams.past_events import newest_messages
 
     if out.exists():
         raise InputError(f"{out}: exists; name another file by --out.")
@@ -132,17 +175,16 @@ def status(stream: Path, *, json: AsJson = False) -> None:
     """
     from headwater.feature_store.online.stores import open_store
     from headwater.pipelines.streams import upkeep
-    from headwater.pipelines.streams.declared import FeatureSettings
     from headwater.pipelines.streams.kafka_bus import KafkaBus
-    from headwater.pipelines.streams.settings import load_settings
+    from headwater.pipelines.streams.kinds import load_stream
 
-    settings = load_settings(stream, FeatureSettings)
+    settings = load_stream(stream)
     store = open_store(settings.store, settings.name, create=False)
     try:
         rows = [asdict(row) for row in upkeep.status(settings, store, KafkaBus(settings.kafka))]
         result = {
             "job": settings.name,
-            "definition": settings.definition().fingerprint(),
+            "definition": settings.fingerprint(),
             "rows": store.num_rows(),
             "outbox": store.num_outbox(),
             "store_bytes": store.num_bytes(),
@@ -169,11 +211,10 @@ def reset(stream: Path, *, json: AsJson = False) -> None:
     """
     from headwater.feature_store.online.stores import open_store
     from headwater.pipelines.streams import upkeep
-    from headwater.pipelines.streams.declared import FeatureSettings
     from headwater.pipelines.streams.kafka_bus import KafkaBus
-    from headwater.pipelines.streams.settings import load_settings
+    from headwater.pipelines.streams.kinds import load_stream
 
-    settings = load_settings(stream, FeatureSettings)
+    settings = load_stream(stream)
     store = open_store(settings.store, settings.name)
     try:
         num_rows = store.num_rows()
@@ -240,7 +281,7 @@ def load(stream: Path, feature: str, file: Path, *, json: AsJson = False) -> Non
     definition = settings.definition()
     store = open_store(settings.store, settings.name)
     try:
-        bind(store, definition.encoded(), settings)
+        bind(store, settings.encoded(), settings)
         count = load_vectors(store, definition, feature, file)
     finally:
         store.close()
@@ -261,11 +302,10 @@ def replay_dead_letters(stream: Path, *, json: AsJson = False) -> None:
         The job, mended.
     """
     from headwater.pipelines.streams.dead_letters import replay
-    from headwater.pipelines.streams.declared import FeatureSettings
     from headwater.pipelines.streams.kafka_bus import KafkaBus
-    from headwater.pipelines.streams.settings import load_settings
+    from headwater.pipelines.streams.kinds import load_stream
 
-    settings = load_settings(stream, FeatureSettings)
+    settings = load_stream(stream)
     counts = replay(settings, KafkaBus(settings.kafka))
     told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
     emit(

@@ -175,6 +175,10 @@ class FeatureSettings(StreamSettings):
             raise ValueError("; ".join(problems))
         return self
 
+    def encoded(self) -> bytes:
+        """Return the definition as JSON."""
+        return self.definition().encoded()
+
     def definition(self) -> Definition:
         """Return the definition that the store carries."""
         dtypes = self.source.dtypes

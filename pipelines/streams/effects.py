@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from headwater.feature_store.online.store import OnlineStore, Write
-from headwater.pipelines.streams.arrow import RecordBatch
+from headwater.pipelines.streams.arrow import RecordBatch, Table
 
 
 class Place(NamedTuple):
@@ -31,6 +31,25 @@ class Output:
     value: bytes | None
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A Parquet file to be written once, because of events of one partition from `place` on."""
+
+    place: Place
+    path: str
+    """Below the job's folder of files."""
+    rows: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """A file that is written, to be given its name."""
+
+    place: Place
+    staged: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,7 @@ class Effects:
 
     writes: Sequence[Write] = ()
     outputs: Sequence[Output] = ()
+    files: Sequence[File] = ()
     rejects: Sequence[DeadLetter] = ()
 
 

@@ -1,99 +1,69 @@
-"""Read a log of events at once, from a file or from topics, as one batch."""
+"""The job kind `log`: events to Parquet files by the hour of their event time, each event once."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import model_validator
 
-from headwater.feature_store.errors import DataError, HeadwaterError, InputError
-from headwater.feature_store.online.store import Partition
-from headwater.pipelines.streams.arrow import Array, DataType, RecordBatch
-from headwater.pipelines.streams.arrow import Table as ArrowTable
-from headwater.pipelines.streams.arrow import compute as pc
-from headwater.pipelines.streams.bus import Bus
-from headwater.pipelines.streams.messages import Reader
-from headwater.pipelines.streams.settings import Source, StreamSettings
+from headwater.feature_store.config import Config
+from headwater.pipelines.streams.arrow import RecordBatch
+from headwater.pipelines.streams.clock import place_of
+from headwater.pipelines.streams.effects import Effects, File, StateView
+from headwater.pipelines.streams.settings import StreamSettings
 
-SILENT_S = 60.0
-_POLL_MS = 200
-_MAX_MESSAGES = 5000
+HOUR_MS = 3_600_000
+ANY_LATENESS_S = 1e10
+"""Late events are as good as others here, and come in files of their own."""
 
 
-def read_file(source: Source, path: Path, arrival: str | None = None) -> RecordBatch:
-    """Return the events of a Parquet file, as `Reader` gives them, in the order of the file.
+class LogSection(Config):
+    """Where the files go."""
 
-    They arrived at the times of the column `arrival`, or at their event times.
-    """
-    schema = Reader(source).schema
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}.") from error
-    columns: dict[str, Any] = {}
-    for column in source.columns:
-        if column.name in table.column_names:
-            columns[column.name] = _cast(table, column.name, schema.field(column.name).type, path)
-        elif column.optional:
-            columns[column.name] = pa.nulls(table.num_rows, schema.field(column.name).type)
-        else:
-            raise DataError(f"{path}: no column {column.name!r}, which source.columns declares.")
-    times = columns[source.time]
-    if times.null_count:
-        raise DataError(f"{path}: column {source.time!r}, the event time, has nulls.")
-    columns["_ts_ms"] = pc.multiply(times, 1000) if source.time_unit == "s" else times
-    if arrival is not None and arrival not in table.column_names:
-        raise DataError(f"{path}: no column {arrival!r}, the arrival time.")
-    columns["_arrival_ts_ms"] = (
-        columns["_ts_ms"] if arrival is None else _cast(table, arrival, pa.int64(), path)
-    )
-    columns["_topic"] = pa.repeat(source.topics[0], table.num_rows)
-    columns["_partition"] = pa.array(np.zeros(table.num_rows), pa.int32())
-    columns["_offset"] = pa.array(np.arange(table.num_rows), pa.int64())
-    columns["_row"] = pa.array(np.zeros(table.num_rows), pa.int32())
-    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+    path: str
+    """Folder of the files, `hour=2026-12-01T03/..parquet`."""
 
 
-def read_topics(settings: StreamSettings, bus: Bus, last: int) -> RecordBatch:
-    """Return the newest events of a job's topics, about `last` of them; what is not readable is left out."""
-    return Reader(settings.source).read(newest_messages(settings.topics, bus, last))[0]
+class LogSettings(StreamSettings):
+    """A stream job that writes events to files."""
+
+    log: LogSection
+    """The files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _late_events_count(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("source"), dict):
+            source = {"allowed_lateness_s": ANY_LATENESS_S} | values["source"]
+            return values | {"source": source}
+        return values
+
+    def encoded(self) -> bytes:
+        """Return what the store's files follow, as JSON."""
+        columns = [[column.name, column.dtype] for column in self.source.columns]
+        return json.dumps({"log": str(Path(self.log.path)), "columns": columns}).encode()
 
 
-def newest_messages(topics: Sequence[str], bus: Bus, last: int) -> dict[Partition, list[Any]]:
-    """Return about `last` of the newest messages of topics, by partition."""
-    consumer = bus.reader(topics)
-    try:
-        partitions = [partition for topic in topics for partition in consumer.partitions(topic)]
-        if not partitions:
-            raise InputError(f"the cluster has none of the topics {', '.join(topics)}.")
-        bounds = consumer.bounds(partitions)
-        share = -(-last // len(partitions))
-        for partition, (first, end) in bounds.items():
-            consumer.seek(partition, max(first, end - share))
-        messages: dict[Partition, list[Any]] = {}
-        heard_s = time.monotonic()
-        while any((consumer.position(part) or 0) < end for part, (_, end) in bounds.items()):
-            found = consumer.poll(_POLL_MS, _MAX_MESSAGES)
-            if found:
-                heard_s = time.monotonic()
-            elif time.monotonic() - heard_s > SILENT_S:
-                raise HeadwaterError(
-                    f"no messages for {SILENT_S:g} s, before the end of the topics."
-                )
-            for partition, more in found.items():
-                messages.setdefault(Partition(*partition), []).extend(more)
-    finally:
-        consumer.close()
-    return messages
+class LogJob:
+    """Writes each batch's events to a file a partition and hour; the order of columns is as declared."""
 
-
-def _cast(table: ArrowTable, name: str, kind: DataType, path: Path) -> Array:
-    try:
-        return table.column(name).cast(kind).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path}: column {name!r}: expected {kind}: {error}.") from error
+    def handle(self, events: RecordBatch, _: StateView) -> Effects:
+        """Return the files; their names say which events they hold."""
+        hours = np.asarray(events.column("_ts_ms")) // HOUR_MS
+        partitions = np.asarray(events.column("_partition"))
+        topics = events.column("_topic").to_pylist()
+        rows_of: dict[tuple[str, int, int], list[int]] = {}
+        for row, key in enumerate(zip(topics, partitions.tolist(), hours.tolist(), strict=True)):
+            rows_of.setdefault(key, []).append(row)
+        files: list[File] = []
+        for (topic, partition, hour), rows in rows_of.items():
+            first, last = place_of(events, rows[0]), place_of(events, rows[-1])
+            name = np.datetime64(hour, "h").item().strftime("hour=%Y-%m-%dT%H")
+            path = f"{name}/{topic}-{partition}-{first.offset}-{first.row}-{last.offset}.parquet"
+            table = pa.Table.from_batches([events.take(pa.array(rows))])
+            files.append(File(first, path, table))
+        return Effects(files=files)

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 
 from headwater.feature_store.online.store import Cause, Entry, OnlineStore, Partition
 from headwater.pipelines.streams.bus import Committed, Producer
-from headwater.pipelines.streams.effects import DeadLetter, Output, Place
+from headwater.pipelines.streams.effects import DeadLetter, Output, Place, Rename
+from headwater.pipelines.streams.files import finish
 
+AnyOutput: TypeAlias = Output | Rename
 SENT_AT_ONCE = 5000
 """Entries of one transaction, when those of a member that died are sent."""
 
 
-class _Sent(msgspec.Struct, array_like=True):
-    """An output in the store."""
+class _Sent(msgspec.Struct, array_like=True, tag="message"):
+    """A message in the store."""
 
     topic: str
     key: bytes | None
@@ -30,11 +33,18 @@ class _Sent(msgspec.Struct, array_like=True):
     headers: list[tuple[str, bytes]]
 
 
+class _Renamed(msgspec.Struct, array_like=True, tag="file"):
+    """A file in the store."""
+
+    staged: str
+    path: str
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(_Sent)
+_DECODER = msgspec.msgpack.Decoder(_Sent | _Renamed)
 
 
-def unsent(outputs: Sequence[Output], published: Mapping[Partition, int]) -> list[Output]:
+def unsent(outputs: Sequence[AnyOutput], published: Mapping[Partition, int]) -> list[AnyOutput]:
     """Return outputs in the order of their causes, without those that were published before."""
     return sorted(
         (
@@ -47,20 +57,40 @@ def unsent(outputs: Sequence[Output], published: Mapping[Partition, int]) -> lis
     )
 
 
-def entries_of(outputs: Sequence[Output]) -> list[Entry]:
+def entries_of(outputs: Sequence[AnyOutput]) -> list[Entry]:
     """Return outputs, in the order of their causes, as entries that are numbered within their cause."""
     entries: list[Entry] = []
     for place, same in groupby(outputs, key=lambda output: output.place):
         for number, output in enumerate(same):
-            sent = _Sent(output.topic, output.key, output.value, list(output.headers))
+            if isinstance(output, Rename):
+                sent = _Renamed(output.staged, output.path)
+            else:
+                sent = _Sent(output.topic, output.key, output.value, list(output.headers))
             entries.append(Entry(Cause(*place, number), _ENCODER.encode(sent)))
     return entries
 
 
-def output_of(entry: Entry) -> Output:
+def output_of(entry: Entry) -> AnyOutput:
     """Return the output that an entry holds."""
     sent = _DECODER.decode(entry.output)
-    return Output(Place(*entry.cause[:4]), sent.topic, sent.value, sent.key, tuple(sent.headers))
+    place = Place(*entry.cause[:4])
+    if isinstance(sent, _Renamed):
+        return Rename(place, sent.staged, sent.path)
+    return Output(place, sent.topic, sent.value, sent.key, tuple(sent.headers))
+
+
+def carry_out(
+    outputs: Sequence[AnyOutput],
+    positions: Mapping[Partition, Committed],
+    producer: Producer,
+    membership: object,
+    folder: Path | None,
+) -> None:
+    """Give files their names, then send messages with the group's positions; may be done again."""
+    if folder is not None:
+        finish(folder, [output for output in outputs if isinstance(output, Rename)])
+    messages = [output for output in outputs if isinstance(output, Output)]
+    producer.publish(messages, positions, membership)
 
 
 def publish_rest(
@@ -70,8 +100,9 @@ def publish_rest(
     published: int,
     stored: int,
     membership: object,
+    folder: Path | None,
 ) -> int:
-    """Send a partition's entries from the group's position up to the store's; returns how many."""
+    """Carry out a partition's entries from the group's position up to the store's; returns how many."""
     total = 0
     while published < stored:
         entries = [
@@ -90,10 +121,24 @@ def publish_rest(
                 entries = _of_offset(store, partition, end)
                 end += 1
         outputs = [output_of(entry) for entry in entries]
-        producer.publish(outputs, {partition: Committed(end, "")}, membership)
+        carry_out(outputs, {partition: Committed(end, "")}, producer, membership, folder)
         total += len(outputs)
         published = end
     return total
+
+
+def named_files(store: OnlineStore, partition: Partition) -> set[str]:
+    """Return the staged files that a partition's entries name."""
+    named: set[str] = set()
+    start = 0
+    while entries := store.outbox(partition, start, SENT_AT_ONCE):
+        outputs = map(output_of, entries)
+        named |= {output.staged for output in outputs if isinstance(output, Rename)}
+        if len(entries) < SENT_AT_ONCE:
+            break
+        # The last offset is read again, in case that it has more entries.
+        start = max(entries[-1].cause.offset, start + 1)
+    return named
 
 
 def _of_offset(store: OnlineStore, partition: Partition, offset: int) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -9,7 +10,8 @@ import structlog
 from headwater.feature_store.errors import HeadwaterError, InputError
 from headwater.feature_store.online.store import Moved, OnlineStore, Partition
 from headwater.pipelines.streams.bus import Bus, Committed, Consumer, Producer
-from headwater.pipelines.streams.outbox import publish_rest
+from headwater.pipelines.streams.files import clear_staged
+from headwater.pipelines.streams.outbox import named_files, publish_rest
 from headwater.pipelines.streams.settings import StreamSettings
 
 log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ def recover(
     consumer: Consumer,
     producer: Producer,
     membership: object,
+    folder: Path | None = None,
 ) -> Recovered:
     """Send what the last owner decided and did not send, and go to the store's position."""
     group = consumer.committed(partition)
@@ -60,7 +63,9 @@ def recover(
             published=group.offset,
         )
     else:
-        num_sent = publish_rest(store, producer, partition, group.offset, stored, membership)
+        num_sent = publish_rest(
+            store, producer, partition, group.offset, stored, membership, folder
+        )
         if num_sent:
             log.info(
                 "sent what the last owner did not",
@@ -68,6 +73,8 @@ def recover(
                 partition=partition.partition,
                 outputs=num_sent,
             )
+    if folder is not None:
+        clear_staged(folder, partition, stored, named_files(store, partition))
     consumer.seek(partition, stored)
     return Recovered(stored, max(stored, group.offset))
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -23,9 +24,24 @@ from headwater.pipelines.streams.arrow import RecordBatch
 from headwater.pipelines.streams.arrow import compute as pc
 from headwater.pipelines.streams.bus import At, Bus, BusError, Committed, Producer
 from headwater.pipelines.streams.clock import Clock, Timely, place_of
-from headwater.pipelines.streams.effects import DeadLetter, Effects, Output, StateView, StreamJob
+from headwater.pipelines.streams.effects import (
+    DeadLetter,
+    Effects,
+    File,
+    Output,
+    Rename,
+    StateView,
+    StreamJob,
+)
+from headwater.pipelines.streams.files import stage
 from headwater.pipelines.streams.messages import Messages, Reader
-from headwater.pipelines.streams.outbox import entries_of, letter_output, unsent
+from headwater.pipelines.streams.outbox import (
+    AnyOutput,
+    carry_out,
+    entries_of,
+    letter_output,
+    unsent,
+)
 from headwater.pipelines.streams.recovery import recover
 from headwater.pipelines.streams.settings import StreamSettings
 
@@ -61,11 +77,11 @@ class Batch:
     """By topic, the events that it has, with those that are set aside."""
     timely: Timely
     rejects: Sequence[DeadLetter]
-    outputs: Sequence[Output]
+    outputs: Sequence[AnyOutput]
 
 
 class Runtime:
-    """One member of a job's group. `at` is told each step by its name."""
+    """One member of a job's group; `folder` is for its files. `at` is told each step by its name."""
 
     def __init__(
         self,
@@ -74,6 +90,7 @@ class Runtime:
         store: OnlineStore,
         bus: Bus,
         *,
+        folder: Path | None = None,
         watch: Watch | None = None,
         at: At = lambda _: None,
     ) -> None:
@@ -81,6 +98,7 @@ class Runtime:
         self._settings = settings
         self._store = store
         self._bus = bus
+        self._folder = folder
         self._watch = watch
         self._at = at
         self._reader = Reader(settings.source)
@@ -206,7 +224,12 @@ class Runtime:
         for partition in sorted(self._lost):
             self._at("before recovery")
             place = recover(
-                partition, self._store, self._consumer, self._transactions(), membership
+                partition,
+                self._store,
+                self._consumer,
+                self._transactions(),
+                membership,
+                self._folder,
             )
             self._at("after recovery")
             self._published[partition] = place.published
@@ -253,7 +276,7 @@ class Runtime:
             partition: Committed(max(end, self._published[partition]), "")
             for partition, (_, end) in positions.items()
         }
-        self._transactions().publish(batch.outputs, ends, membership)
+        carry_out(batch.outputs, ends, self._transactions(), membership, self._folder)
         self._published |= {partition: end.offset for partition, end in ends.items()}
 
     def _commit(self, pending: Messages, positions: Mapping[Partition, tuple[int, int]]) -> Batch:
@@ -265,9 +288,10 @@ class Runtime:
         num_events.update(letter.place.topic for letter in unreadable)
         while True:
             state = StateView(self._store)
-            handled, outputs = list[DeadLetter](), list[Output]()
+            handled, outputs = list[DeadLetter](), list[AnyOutput]()
             for effects in self._handle(timely.events, state):
                 outputs += effects.outputs
+                outputs += self._staged(effects.files, positions)
                 handled += effects.rejects
             rejects = [*unreadable, *timely.rejects, *handled]
             outputs = unsent([*outputs, *self._letters(rejects, pending)], self._published)
@@ -312,6 +336,14 @@ class Runtime:
             f"topic {topic!r}, partition {partition}, offset {offset}, row {row}: the job refuses the event: "
             f'{detail}. Mend the job, or pass such events over by on_error = "dead-letter".'
         ) from error
+
+    def _staged(
+        self, files: Sequence[File], positions: Mapping[Partition, tuple[int, int]]
+    ) -> Iterator[Rename]:
+        for file in files:
+            assert self._folder is not None, "a job with files has a folder for them"
+            start, _ = positions[Partition(file.place.topic, file.place.partition)]
+            yield stage(self._folder, file, start)
 
     def _letters(self, rejects: Sequence[DeadLetter], pending: Messages) -> Iterator[Output]:
         if not rejects:

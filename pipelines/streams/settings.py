@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,14 @@ class StreamSettings(Config):
     on_error: Literal["stop", "dead-letter"] = "stop"
     """What is done with an event that the job's own code refuses by an exception."""
 
+    def encoded(self) -> bytes:
+        """Return what the job's rows follow, the same bytes for the same rows; its kind says what that is."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of what the job's rows follow."""
+        return hashlib.sha256(self.encoded()).hexdigest()[:16]
+
     @property
     def dead_letter_topic(self) -> str:
         """The topic of what was rejected."""
@@ -129,15 +138,19 @@ S = TypeVar("S", bound=StreamSettings)
 
 def load_settings(path: Path, kind: type[S]) -> S:
     """Return the job in a TOML file; JobError has a line for each thing that is wrong."""
+    return parse_settings(read_toml(path), kind, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds; JobError where it cannot be read."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise JobError(f"{path}: no such file.") from None
     except (UnicodeDecodeError, OSError) as error:
         raise JobError(f"{path}: cannot be read as text: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}.") from error
-    return parse_settings(values, kind, str(path))
 
 
 def parse_settings(values: Mapping[str, Any], kind: type[S], source: str = "stream") -> S:

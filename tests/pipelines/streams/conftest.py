@@ -28,7 +28,7 @@ from headwater.pipelines.streams.kafka_python import (
 )
 from headwater.pipelines.streams.recovery import check_wiring
 from headwater.pipelines.streams.runtime import Runtime
-from headwater.pipelines.streams.settings import parse_settings
+from headwater.pipelines.streams.settings import StreamSettings, parse_settings
 from headwater.pipelines.streams.upkeep import bind
 
 START_MS = 1_700_000_000_000
@@ -170,25 +170,29 @@ class Streams:
             ]
             return dict(consumer.end_offsets(parts))
 
-    def start(self, settings: FeatureSettings, store: OnlineStore) -> KafkaBus:
+    def start(self, settings: StreamSettings, store: OnlineStore) -> KafkaBus:
         """Do what the command does before it reads."""
         bus = KafkaBus(settings.kafka)
-        bind(store, settings.definition().encoded(), settings)
+        bind(store, settings.encoded(), settings)
         check_wiring(settings, store, bus)
         return bus
 
     def catch_up(
         self,
-        settings: FeatureSettings,
+        settings: StreamSettings,
         store: OnlineStore,
         *,
         job: StreamJob | None = None,
+        folder: Path | None = None,
         at: At = lambda _: None,
     ) -> None:
         """Run a member until the store stands at the ends of all topics, then stop it in order."""
         bus = self.start(settings, store)
         ends = self.ends(settings.topics)
-        runtime = Runtime(job or FeaturesJob(settings.definition()), settings, store, bus, at=at)
+        if job is None:
+            assert isinstance(settings, FeatureSettings)
+            job = FeaturesJob(settings.definition())
+        runtime = Runtime(job, settings, store, bus, folder=folder, at=at)
         hangs = threading.Event()
         timer = threading.Timer(HANGS_S, hangs.set)
         timer.start()

@@ -1,9 +1,9 @@
 """One member of a job, in a process of its own: `member.py PLAN`, a JSON file.
 
-The job is the features of the plan, and an output for each event. The process is killed when the named step
-has come for the `times`-th time; without a step it runs until it has caught up with `ends`, or for ever where
-the plan has none. With `republish` false it forgets what its predecessor did not send, so that a check of the
-outputs can be seen to fail.
+The job is the features of the plan, an output for each event, and files of the events below `folder`. The
+process is killed when the named step has come for the `times`-th time; without a step it runs until it has
+caught up with `ends`, or for ever where the plan has none. With `republish` false it forgets what its
+predecessor did not send, so that a check of the outputs can be seen to fail.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from headwater.pipelines.streams.declared import FeatureSettings
 from headwater.pipelines.streams.effects import Effects, Output, Place, StateView
 from headwater.pipelines.streams.features import FeaturesJob
 from headwater.pipelines.streams.kafka_bus import KafkaBus
+from headwater.pipelines.streams.log import LogJob
 from headwater.pipelines.streams.recovery import check_wiring
 from headwater.pipelines.streams.runtime import Runtime
 from headwater.pipelines.streams.settings import parse_settings
@@ -32,9 +33,10 @@ from headwater.pipelines.streams.upkeep import bind
 
 
 class Echo:
-    """Features, and for each event an output that names it."""
+    """Features, for each event an output that names it, and files of the events."""
 
-    def __init__(self, inner: FeaturesJob, topic: str) -> None:
+    def __init__(self, inner: FeaturesJob, topic: str, *, has_files: bool) -> None:
+        self._has_files = has_files
         self._inner = inner
         self._topic = topic
 
@@ -44,7 +46,8 @@ class Echo:
         outputs = [
             Output(Place(*place), self._topic, json.dumps(place).encode()) for place in places
         ]
-        return Effects(self._inner.handle(events, state).writes, outputs)
+        files = LogJob().handle(events, state).files if self._has_files else ()
+        return Effects(self._inner.handle(events, state).writes, outputs, files)
 
 
 def main(plan: Mapping[str, Any]) -> None:
@@ -52,7 +55,7 @@ def main(plan: Mapping[str, Any]) -> None:
     definition = settings.definition()
     store = open_store(settings.store, settings.name)
     bus = KafkaBus(settings.kafka)
-    bind(store, definition.encoded(), settings)
+    bind(store, settings.encoded(), settings)
     check_wiring(settings, store, bus)
     left = plan.get("times", 1)
 
@@ -71,12 +74,14 @@ def main(plan: Mapping[str, Any]) -> None:
         positions = store.positions()
         return bool(ends) and all(positions.get(part, 0) >= end for part, end in ends.items())
 
-    Runtime(Echo(FeaturesJob(definition), plan["out"]), settings, store, bus, at=at).run(stopping)
+    folder = Path(plan["folder"]) if "folder" in plan else None
+    job = Echo(FeaturesJob(definition), plan["out"], has_files=folder is not None)
+    Runtime(job, settings, store, bus, folder=folder, at=at).run(stopping)
     store.close()
 
 
 def forget_rest(
-    _: Any, producer: Any, partition: Any, published: int, stored: int, membership: Any
+    _: Any, producer: Any, partition: Any, published: int, stored: int, membership: Any, *__: Any
 ) -> int:
     if published < stored:
         producer.publish((), {partition: Committed(stored, "")}, membership)

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from headwater.feature_store.online.lookup import Lookup
@@ -46,6 +47,7 @@ class Harness:
             },
             batches={"commit_interval_ms": 1, "max_events": 10},
         )
+        self._files = folder / "files"
         self._sent = 0
 
     def member(self, **plan: Any) -> int:
@@ -58,11 +60,12 @@ class Harness:
         ends = [[*part, end] for part, end in self._streams.ends([self._topic]).items()]
         path = self._folder / "plan.json"
         plan |= {"settings": self._settings, "out": self._out, "ends": ends}
+        plan["folder"] = str(self._files)
         path.write_text(json.dumps(plan))
         return subprocess.run([sys.executable, str(MEMBER), str(path)], check=False).returncode
 
     def wrong(self) -> list[str]:
-        """Return what differs from each event once: outputs lost and doubled, and counts."""
+        """Return what differs from each event once: outputs and rows lost and doubled, and counts."""
         sent = Counter(message.value for message in self._streams.received(self._out))
         ends = self._streams.ends([self._topic])
         expected = Counter(
@@ -72,6 +75,13 @@ class Harness:
         )
         found = [f"lost {each!r}" for each in expected - sent]
         found += [f"doubled {each!r}" for each in sent - expected]
+        rows = Counter(
+            json.dumps([row["_topic"], row["_partition"], row["_offset"], row["_row"]]).encode()
+            for path in self._files.glob("hour=*/*.parquet")
+            for row in pq.read_table(path).to_pylist()
+        )
+        found += [f"row lost {each!r}" for each in expected - rows]
+        found += [f"row doubled {each!r}" for each in rows - expected]
         store = open_store(self._settings["store"], self._settings["name"], create=False)
         users = [f"u{user}" for user in range(7)]
         clicks = Lookup(store, source="test").look_up({"users": users})["users"].values["clicks"]
@@ -100,4 +110,4 @@ def test_the_check_finds_what_is_lost_without_republishing(harness: Harness) -> 
     assert harness.member() == 0
     assert harness.member(step="after store commit") == -signal.SIGKILL
     assert harness.member(republish=False) == 0
-    assert {each.split()[0] for each in harness.wrong()} == {"lost"}
+    assert {each.split()[0] for each in harness.wrong()} == {"lost", "row"}

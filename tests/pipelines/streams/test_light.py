@@ -20,5 +20,5 @@ def test_nothing_of_training_is_needed() -> None:
 
 STREAMS = (
     *("broker", "runtime", "recovery", "features", "declared", "settings", "kafka_bus", "metrics"),
-    *("upkeep", "dead_letters", "vectors", "log", "first_stream"),
+    *("upkeep", "dead_letters", "vectors", "past_events", "log", "files", "first_stream"),
 )
