@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from headwater.feature_store.errors import InputError
+from headwater.feature_store.errors import HeadwaterError, InputError
 from headwater.pipelines.console import emit, note, table
 from headwater.pipelines.options import AsJson
 
@@ -92,6 +92,7 @@ def _run(
 ) -> None:
     """Run a job until a signal ends it in order; a second one ends the process at once."""
     from headwater.feature_store.online.stores import open_store
+    from headwater.pipelines.streams.bus import BusError
     from headwater.pipelines.streams.kafka_bus import KafkaBus
     from headwater.pipelines.streams.metrics import StreamMetrics, served
     from headwater.pipelines.streams.recovery import check_wiring
@@ -110,7 +111,10 @@ def _run(
     store = open_store(settings.store, settings.name)
     try:
         bind(store, settings.encoded(), settings)
-        check_wiring(settings, store, bus)
+        try:
+            check_wiring(settings, store, bus)
+        except BusError as error:
+            raise HeadwaterError(f"the cluster does not answer: {error}") from error
         metrics = StreamMetrics(store)
         with ExitStack() as stack:
             port = None

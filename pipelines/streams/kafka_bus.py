@@ -188,7 +188,7 @@ class KafkaMember:
             max_poll_interval_ms=settings.max_poll_interval_ms,
             max_partition_fetch_bytes=4 << 20,
             reconnect_backoff_max_ms=1000,
-            metadata_max_age_ms=30_000,
+            metadata_max_age_ms=10_000,
             metrics_enabled=False,
         )
         self._listener = _Listener(self._consumer)
@@ -197,6 +197,10 @@ class KafkaMember:
                 [TopicPartition(*each) for topic in topics for each in self.partitions(topic)]
             )
         elif topics:
+            # Known before the group is joined: a leader that does not know a topic's partitions yet assigns
+            # none, and may not notice when it learns of them.
+            for topic in topics:
+                self.partitions(topic)
             self._consumer.subscribe(list(topics), listener=self._listener)
 
     def partitions(self, topic: str) -> frozenset[Partition]:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from headwater.feature_store.online.store import Partition
 from headwater.feature_store.online.stores import open_store
 from headwater.pipelines.streams import recovery
 from headwater.pipelines.streams.arrow import RecordBatch
-from headwater.pipelines.streams.bus import Committed
+from headwater.pipelines.streams.bus import BusError, Committed
 from headwater.pipelines.streams.declared import FeatureSettings
 from headwater.pipelines.streams.effects import Effects, Output, Place, StateView
 from headwater.pipelines.streams.features import FeaturesJob
@@ -56,7 +57,11 @@ def main(plan: Mapping[str, Any]) -> None:
     store = open_store(settings.store, settings.name)
     bus = KafkaBus(settings.kafka)
     bind(store, settings.encoded(), settings)
-    check_wiring(settings, store, bus)
+    while True:
+        # Faults of the broker may come while a member starts.
+        with suppress(BusError):
+            check_wiring(settings, store, bus)
+            break
     left = plan.get("times", 1)
 
     def at(step: str) -> None:
