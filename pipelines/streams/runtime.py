@@ -187,6 +187,15 @@ class Runtime:
             log.warning("read from another position than was asked", at=messages[0].offset)
             self._lose(partition)
             return
+        published = self._published[partition]
+        first = pending[0].offset if pending else messages[0].offset
+        if first < published <= messages[-1].offset:
+            # The store came back older. A file of events that were published before holds no others, since
+            # it is not written again: they come with the next batch.
+            messages = [message for message in messages if message.offset < published]
+            self._consumer.seek(partition, published)
+            if not messages:
+                return
         if not self._num_pending:
             self._pending_since_s = time.monotonic()
         self._pending.setdefault(partition, []).extend(messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,31 @@ def test_events_lie_in_files_of_their_hours(streams: Any, folder: Path, tmp_path
     places = {(row["_partition"], row["_offset"]) for found in rows.values() for row in found}
     assert places == {*((p, offset) for p in (0, 1) for offset in range(12)), (0, 12)}
     assert list((folder / STAGED).iterdir()) == []
+
+
+def test_a_store_that_came_back_older_writes_no_row_twice(streams: Any, folder: Path) -> None:
+    topic = streams.topic()
+    values = streams.values(topic, log={"path": str(folder)})
+    del values["tables"]
+    settings = parse_settings(values, LogSettings)
+    store = open_store(settings.store, settings.name)
+    streams.send(topic, map(streams.event, range(10)))
+    streams.catch_up(settings, store, job=LogJob(), folder=folder)
+    older = streams.store.with_name("older")
+    shutil.copytree(streams.store, older)
+    streams.send(topic, map(streams.event, range(10, 20)))
+    streams.catch_up(settings, store, job=LogJob(), folder=folder)
+    streams.send(topic, map(streams.event, range(20, 30)))
+    restored = open_store(f"lmdb:{older}", settings.name)
+    streams.catch_up(settings, restored, job=LogJob(), folder=folder)
+    rows = [
+        row["_offset"]
+        for path in folder.glob("hour=*/*.parquet")
+        for row in pq.read_table(path, partitioning=None).to_pylist()
+    ]
+    assert sorted(rows) == list(range(30))
+    store.close()
+    restored.close()
 
 
 def test_a_file_tells_its_kind(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_outputs_are_sent_once_and_leave_the_outbox(
     places = [json.loads(message.value) for message in streams.received(out)]
     assert sorted(places) == [[topic, 0, offset, 0] for offset in range(40)]
     assert store.num_outbox() == 0
+
+
+def test_a_store_that_came_back_older_reads_again_and_sends_nothing_twice(
+    streams: Any, topic: str, store: OnlineStore
+) -> None:
+    settings, out = streams.settings(topic), streams.topic()
+    echo = Echo(FeaturesJob(settings.definition()), out)
+    streams.send(topic, map(streams.event, range(10)))
+    streams.catch_up(settings, store, job=echo)
+    older = streams.store.with_name("older")
+    shutil.copytree(streams.store, older)
+    streams.send(topic, map(streams.event, range(10, 20)))
+    streams.catch_up(settings, store, job=echo)
+    streams.send(topic, map(streams.event, range(20, 30)))
+    restored = open_store(f"lmdb:{older}", settings.name)
+    streams.catch_up(settings, restored, job=echo)
+    places = [json.loads(message.value) for message in streams.received(out)]
+    assert sorted(places) == [[topic, 0, offset, 0] for offset in range(30)]
+    assert sum(clicks(restored)) == 10
+    restored.close()
 
 
 def test_what_is_not_readable_is_set_aside_with_field_reason_and_place(
