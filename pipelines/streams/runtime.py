@@ -48,6 +48,8 @@ from headwater.pipelines.streams.settings import StreamSettings
 log = structlog.get_logger(__name__)
 
 POLL_MS = 200
+REJOIN_S = 15.0
+"""A member without partitions for so long joins the group anew, then after twice as long, and so on."""
 RETRY_S = 0.5
 """Pause after a step with the bus that did not succeed."""
 
@@ -114,10 +116,12 @@ class Runtime:
         self._pending_since_s = 0.0
         self._num_pending = 0
         self._is_out = False
+        self._owned_s = 0.0
+        self._patience_s = REJOIN_S
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Read and handle until `stopping`, then finish what is in hand and leave the group."""
-        self._consumer = self._bus.consumer(self._settings.name, self._settings.topics)
+        self._join()
         try:
             while not stopping():
                 self._attempt(self._turn)
@@ -126,6 +130,27 @@ class Runtime:
             if self._producer is not None:
                 self._producer.close()
             self._consumer.close()
+
+    def _join(self) -> None:
+        self._consumer = self._bus.consumer(self._settings.name, self._settings.topics)
+        self._owned_s = time.monotonic()
+
+    def _rejoin_if_idle(self) -> None:
+        """Join the group anew after a while without partitions.
+
+        There may be more members than partitions. But a client may also have missed that its group has
+        partitions for it, when the cluster was slow to tell of a topic.
+        """
+        now_s = time.monotonic()
+        if self._owned:
+            self._owned_s, self._patience_s = now_s, REJOIN_S
+        elif now_s - self._owned_s > self._patience_s:
+            log.info("no partitions: joining the group anew", seconds=round(self._patience_s))
+            self._patience_s *= 2
+            before = self._consumer
+            self._join()
+            self._lost.clear()
+            before.close()
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -163,6 +188,7 @@ class Runtime:
         room = self._settings.batches.max_events - self._num_pending
         messages = self._consumer.poll(POLL_MS if not self._num_pending else 20, room)
         membership = self._assignment()
+        self._rejoin_if_idle()
         for partition, found in messages.items():
             partition = Partition(*partition)
             # What was polled of a partition before it was recovered may be of another place.

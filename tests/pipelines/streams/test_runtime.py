@@ -94,6 +94,15 @@ def test_features_follow_the_events_and_go_on_after_a_stop(
     assert row.newest_ts_ms == 1_700_000_099_000
 
 
+def test_a_member_without_partitions_joins_anew_until_it_has_some(
+    streams: Any, topic: str, store: OnlineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.pipelines.streams.runtime.REJOIN_S", 0.05)
+    streams.send(topic, map(streams.event, range(20)))
+    streams.catch_up(streams.settings(topic), store)
+    assert sum(clicks(store)) == 7
+
+
 def test_outputs_are_sent_once_and_leave_the_outbox(
     streams: Any, topic: str, store: OnlineStore
 ) -> None:
