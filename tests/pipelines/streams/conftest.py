@@ -202,6 +202,8 @@ class Streams:
             done = all(positions.get(Partition(*part), 0) >= end for part, end in ends.items())
             return done or hangs.is_set()
 
-        runtime.run(stopping)
-        timer.cancel()
+        try:
+            runtime.run(stopping)
+        finally:
+            timer.cancel()
         assert not hangs.is_set(), "the member hangs"
