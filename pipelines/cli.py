@@ -57,6 +57,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "serve": ("headwater.serving.command:serve", "Serve a folder of releases over HTTP."),
     "schema": ("headwater.pipelines.commands.steps:schema", "Print the JSON Schema of a job file."),
+    "stream": ("headwater.pipelines.commands.stream:app", "Keep online features up from Kafka."),
+    "skew": (
+        "headwater.pipelines.commands.skew:skew",
+        "Compare a stream job's features offline and online.",
+    ),
+    "broker": (
+        "headwater.pipelines.commands.broker:broker",
+        "Start a local Kafka for development, without Java or Docker.",
+    ),
     "datasets": ("headwater.pipelines.commands.datasets:app", "List, fetch and make data sets."),
     "doctor": (
         "headwater.pipelines.commands.doctor:doctor",

@@ -1,0 +1,1 @@
+"""Streams: Kafka topics into the online store and files, nothing lost and nothing counted twice."""
