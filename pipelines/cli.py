@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "serve": ("headwater.serving.command:serve", "Serve a folder of releases over HTTP."),
     "schema": ("headwater.pipelines.commands.steps:schema", "Print the JSON Schema of a job file."),
+    "budgets": (
+        "headwater.pipelines.commands.budgets:app",
+        "Check the log of decisions on channel budgets.",
+    ),
     "datasets": ("headwater.pipelines.commands.datasets:app", "List, fetch and make data sets."),
     "doctor": (
         "headwater.pipelines.commands.doctor:doctor",
