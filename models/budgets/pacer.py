@@ -16,6 +16,7 @@ from headwater.models.budgets.grid import Floats, Ints
 
 _ABOVE = (1.15, 2.0)
 """Factors on the guessed price at which a climb may start."""
+_SMALLEST = 1e-300
 _ROUNDING = 1e-12
 """Share of the total by which a sum of amounts may miss it by rounding."""
 
@@ -33,6 +34,10 @@ class Limits:
         """Return the limits of a total alone."""
         shape = (len(total_R), num_channels)
         return cls(total_R, np.zeros(shape), np.full(shape, np.inf))
+
+    def of(self, rows: slice) -> Limits:
+        """Return the limits of some of the problems."""
+        return Limits(self.total_R[rows], self.floor_RC[rows], self.ceiling_RC[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class _Climb:
         self.index_RCK = index_RCK
         self.arm_K = arm_K
         self.floor_RC, self.ceiling_RC = limits.floor_RC, limits.ceiling_RC
+        self.is_bounded = bool(limits.floor_RC.any() or np.isfinite(limits.ceiling_RC).any())
         self.target_R = target_R
         self.amount_RC = limits.floor_RC.copy()
         self.left_R = limits.total_R - self.amount_RC.sum(1)
@@ -95,14 +101,14 @@ class _Climb:
     def start(self, guess_R: Floats) -> None:
         """Start at the arms that a price above the guess leaves, where they fit; else at the floors."""
         for factor in _ABOVE:
-            rows = np.nonzero((self.amount_RC == self.floor_RC).all(1) & (guess_R > 0))[0]
+            rows = np.nonzero((self.amount_RC == self.floor_RC).all(1))[0]
             if not len(rows):
                 return
             whole = len(rows) == len(guess_R)
             index_NCK = self.index_RCK if whole else self.index_RCK[rows]
             net_NCK = index_NCK - (factor * guess_R[rows])[:, None, None] * self.arm_K
             floor_NC = self.floor_RC[rows]
-            if self.floor_RC.any() or np.isfinite(self.ceiling_RC).any():
+            if self.is_bounded:
                 barred_NCK = (self.arm_K < floor_NC[..., None]) | (
                     self.arm_K > self.ceiling_RC[rows][..., None]
                 )
@@ -180,12 +186,16 @@ class _Climb:
         amount_N = self.amount_RC[rows, channels]
         here_N = index_NK[np.arange(len(rows)), self.at_RC[rows, channels]]
         cost_NK = self.arm_K - amount_N[:, None]
-        tiny_N = self.tiny_R[rows]
-        reach_N = np.minimum(left, self.ceiling_RC[rows, channels] - amount_N) + tiny_N
-        possible_NK = (cost_NK > tiny_N[:, None]) & (cost_NK <= reach_N[:, None])
         slope_NK = index_NK - here_N[:, None]
-        np.divide(slope_NK, cost_NK, out=slope_NK, where=possible_NK)
-        slope_NK[~possible_NK] = -np.inf
+        tiny_N = self.tiny_R[rows]
+        if self.is_bounded or np.isfinite(left).any():
+            reach_N = np.minimum(left, self.ceiling_RC[rows, channels] - amount_N) + tiny_N
+            barred_NK = (cost_NK <= tiny_N[:, None]) | (cost_NK > reach_N[:, None])
+            np.copyto(cost_NK, np.inf, where=barred_NK)
+        else:
+            # Lower arms have a lower index, since each step gained: below 0 whatever the cost.
+            np.maximum(cost_NK, tiny_N[:, None] + _SMALLEST, out=cost_NK)
+        slope_NK /= cost_NK
         best_N = slope_NK.argmax(1)
         self.next_RC[rows, channels] = best_N
         self.slope_RC[rows, channels] = slope_NK[np.arange(len(rows)), best_N]

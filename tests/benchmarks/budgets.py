@@ -51,8 +51,8 @@ SETTINGS: dict[str, Setting] = {
 def _policies(problem: Problem, channels: int, horizon: int) -> dict[str, Policy]:
     """Return a new policy of each kind."""
     plain = SgdUcbConfig(horizon=horizon)
-    smooth = SgdUcbConfig(horizon=horizon, smooth=True)
-    windowed = SgdUcbConfig(horizon=horizon, smooth=True, window=max(20, horizon // 20))
+    smooth = SgdUcbConfig(horizon=horizon, smooth=True, bonus=0.02)
+    windowed = SgdUcbConfig(horizon=horizon, smooth=True, bonus=0.02, window=max(20, horizon // 5))
     return {
         "equal": Known.equal(problem, channels),
         "proportional": Proportional(problem, channels),

@@ -195,6 +195,5 @@ def test_learned_spend_frees_money_that_a_channel_never_spends() -> None:
     for _ in range(9):
         sgd.observe(sgd.unpaced(), np.array([[0.4]]), np.array([[0.2]]))
     sgd.lam_R[:] = 1.0
-    assert sgd.index(np.zeros(1)).max() == pytest.approx(
-        2 * sgd.optimistic().max() - sgd.means.spend_RCK[0, 0, 2]
-    )
+    ((_, index),) = sgd.indices(np.zeros(1))
+    assert index.max() == pytest.approx(2 * sgd.optimistic().max() - sgd.means.spend_RCK[0, 0, 2])
