@@ -27,8 +27,8 @@ from headwater.models.tables.looked import Looked, Rows
 BETA_1 = 0.9
 BETA_2 = 0.999
 EPS = 1e-8
-_BLOCK_ROWS = 2**18
-"""Rows that are brought up to date at a time, when all are."""
+_BLOCK_VALUES = 2**20
+"""Weights that are brought up to date at a time, when all are: the copies of them stay small."""
 
 
 class LazyTables(DenseTables):
@@ -164,8 +164,9 @@ class LazyAdam:
     def settle(self) -> None:
         """Bring every row of every table up to date."""
         for name, weight_ND in self._weights.items():
-            for start in range(0, len(weight_ND), _BLOCK_ROWS):
-                stop = min(start + _BLOCK_ROWS, len(weight_ND))
+            block = max(1, _BLOCK_VALUES // weight_ND.shape[1])
+            for start in range(0, len(weight_ND), block):
+                stop = min(start + block, len(weight_ND))
                 numbers_R = torch.arange(start, stop, device=weight_ND.device)
                 self._write(self._up_to_date(name, numbers_R))
 

@@ -111,6 +111,21 @@ def test_the_trained_network_reads_and_holds_the_chosen_cross_alone(searched: Ru
     assert not (searched.path / "phases" / "2-train").exists()
 
 
+def test_training_holds_the_chosen_tables_and_their_two_moments(searched: Run) -> None:
+    parts = Checkpoints(searched.checkpoint).load("latest")
+    assert parts is not None
+    weights = {
+        name.split(".")[3]: weight
+        for name, weight in parts["network"]["weights"].items()
+        if name.startswith("embeddings.store")
+    }
+    moments = parts["training"]["state"]["lazy"]
+    assert moments.keys() == weights.keys() == {"emb_BFD", "crossed_BMI"}
+    for slot, weight in weights.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert moments[slot][moment].nbytes == weight.nbytes
+
+
 def test_its_release_scores_as_it_does(searched: Run, folder: Path) -> None:
     release = export(searched, folder / "releases")
     parity = read_manifest(release).parity

@@ -63,6 +63,25 @@ def table(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     return [{**row, "seconds": 0, "run": Path(row["run"]).name} for row in rows]
 
 
+def test_a_model_that_searches_is_judged_by_the_training_that_follows(
+    searching: Callable[..., Job], search: Search
+) -> None:
+    model = {
+        "type": "optinter",
+        "embedding_dim": 4,
+        "interaction_dim": 4,
+        "hidden": [4],
+        "search": {"epochs": 1},
+    }
+    job = with_values(searching({"train.sparse.lr": [1e-3, 1e-2]}), {"model": model})
+    found = search(job)
+    for trial in found.trials:
+        run = open_run(Path(trial.run))
+        assert run.architecture.is_file()
+        assert trial.epochs == len(run.metrics.history) == 2
+        assert trial.metric == max(epoch.valid["auc"] or 0 for epoch in run.metrics.history)
+
+
 def test_trials_are_runs_and_the_best_is_a_job_file_with_its_values(
     searching: Callable[..., Job], search: Search, tmp_path: Path
 ) -> None:
