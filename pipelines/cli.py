@@ -66,6 +66,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "headwater.pipelines.commands.broker:broker",
         "Start a local Kafka for development, without Java or Docker.",
     ),
+    "budgets": (
+        "headwater.pipelines.commands.budgets:app",
+        "Check the log of decisions on channel budgets.",
+    ),
     "datasets": ("headwater.pipelines.commands.datasets:app", "List, fetch and make data sets."),
     "doctor": (
         "headwater.pipelines.commands.doctor:doctor",
