@@ -83,11 +83,17 @@ class Registry:
         return self._models
 
     def get(self, name: str, version: int | None, kind: type[R]) -> tuple[Model, R]:
+        """Return a model and its release as `find`; `KindError` where the release is none of `kind`."""
+        model, release = self.find(name, version)
+        if not isinstance(release, kind):
+            raise KindError(name, found=release.kind, expected=kind.kind)
+        return model, release
+
+    def find(self, name: str, version: int | None) -> tuple[Model, Release]:
         """Return a model and its release of a version, its newest where none is named, of one look.
 
-        Raises `UnknownError` for a model that is not in the folder or a version that is not loaded,
-        `NotReadyError` where the model has no version that is ready, `KindError` where the release is none
-        of `kind`.
+        Raises `UnknownError` for a model that is not in the folder or a version that is not loaded, and
+        `NotReadyError` where the model has no version that is ready.
         """
         models = self._models
         model = models.get(name)
@@ -113,8 +119,6 @@ class Registry:
                 f"model {name!r}: version {shorten(str(version), 30)} is not loaded; loaded: {loaded} "
                 f"(the newest {self._keep_versions} are kept)"
             )
-        if not isinstance(release, kind):
-            raise KindError(name, found=release.kind, expected=kind.kind)
         return model, release
 
     def _watch(self) -> None:

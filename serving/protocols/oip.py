@@ -107,8 +107,8 @@ async def model_metadata(service: Service, request: Request) -> Response:
 
 async def model_ready(service: Service, request: Request) -> Response:
     """Answer 200 where the model, or this version of it, can be asked."""
-    _, scorer = _find(service, request)
-    return json_response(ModelReady(name=scorer.manifest.name, ready=True))
+    _, release = service.registry.find(*_named(request))
+    return json_response(ModelReady(name=release.manifest.name, ready=True))
 
 
 async def infer(service: Service, request: Request) -> Response:
@@ -130,11 +130,15 @@ def decode(request: Request, scorer: Scorer) -> tuple[InferRequest, Arrays]:
 
 
 def _find(service: Service, request: Request) -> tuple[Model, Scorer]:
+    return service.registry.get(*_named(request), Scorer)
+
+
+def _named(request: Request) -> tuple[str, int | None]:
+    """Return the model and the version that a path names; `UnknownError` where that is no number."""
     version = request.params.get("version")
     if version is not None and not is_version(version):
         raise UnknownError(f"version: expected an integer, found {shorten(version, 30)!r}")
-    name = request.params["model"]
-    return service.registry.get(name, None if version is None else int(version), Scorer)
+    return request.params["model"], None if version is None else int(version)
 
 
 def _head_length(text: str, size: int) -> int:
@@ -206,7 +210,7 @@ def _model_routes(path: str) -> tuple[Route, ...]:
         ),
         Route(
             "GET", f"{path}/ready", model_ready, "Whether a model can be asked",
-            kind=Scorer, answers=(Form(JSON_TYPE, ModelReady),), errors=_MODEL_ERRORS,
+            answers=(Form(JSON_TYPE, ModelReady),), errors=_MODEL_ERRORS,
         ),
         Route(
             "POST", f"{path}/infer", infer, "Score rows given as tensors",

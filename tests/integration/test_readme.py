@@ -230,6 +230,9 @@ def test_demo_goes_from_ratings_to_a_scored_request(demo: tuple[Path, dict[str, 
     assert (folder / result["release"] / "model.onnx").is_file()
     assert len(result["answer"]["scores"]) == 5
     assert result["answer"]["model"] == "movielens"
+    assert (folder / result["items_release"] / "items.arrow").is_file()
+    assert len(set(result["recommended"])) == 10
+    assert all(isinstance(film, str) and film for film in result["recommended"])
 
 
 def test_requests_of_the_serving_page_are_answered(
@@ -243,7 +246,7 @@ def test_requests_of_the_serving_page_are_answered(
     (client,) = (block for language, block in FENCE.findall(page) if language == "python")
     lengths: list[int] = []
     with serving(demo[0] / "releases") as url:
-        wait_ready(f"{url}/v2/health/ready")
+        wait_ready(f"{url}/v2/models/movielens/ready")
         for words in curls:
             address, body = request_of(words)
             status, answer = ask(address.replace("localhost:8080", url), body)
