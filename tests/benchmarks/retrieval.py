@@ -240,9 +240,10 @@ class Book:
         settings = [[name, str(model)] for name, (model, _) in found.items()]
         print("\n" + table(["", "settings"], settings), flush=True)
         groups = {name: _groups(records) for name, (_, records) in found.items()}
-        head = ["recall@20 of users", *next(iter(groups.values()))]
-        rows = [[name, *values.values()] for name, values in groups.items()]
-        print("\n" + table(head, rows), flush=True)
+        # Known events are those of training for solved models, of validation too for the others.
+        for names in dict.fromkeys(tuple(values) for values in groups.values()):
+            rows = [[name, *each.values()] for name, each in groups.items() if tuple(each) == names]
+            print("\n" + table(["recall@20 of users", *names], rows), flush=True)
 
 
 @app.command
