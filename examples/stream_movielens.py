@@ -80,11 +80,11 @@ with tempfile.TemporaryDirectory() as folder, running_broker(Path(folder) / "kaf
     job.run(lambda: store.positions()[Partition("ratings", 0)] >= len(ratings))
 
     # %% The features of three films at the end of the log, as the service looks them up.
-    end_ms = (ratings["timestamp"].max() or 0) * 1000 + 1
+    end_ms = max(ratings["timestamp"].to_list()) * 1000 + 1
     found = Lookup(store, source=settings.store).look_up(
         {"users": [1], "films": [50, 181, 9999]}, end_ms
     )
     print("last films of user 1:", found["users"].values["last_films"])
-    print("liked:", [round(value, 3) for value in found["films"].values["liked"]])
+    print("liked:", found["films"].values["liked"])
     print("ratings in 30 days:", found["films"].values["ratings_30d"])
     store.close()
