@@ -78,7 +78,7 @@ class Harness:
         rows = Counter(
             json.dumps([row["_topic"], row["_partition"], row["_offset"], row["_row"]]).encode()
             for path in self._files.glob("hour=*/*.parquet")
-            for row in pq.read_table(path).to_pylist()
+            for row in pq.ParquetFile(path).read().to_pylist()
         )
         found += [f"row lost {each!r}" for each in expected - rows]
         found += [f"row doubled {each!r}" for each in rows - expected]

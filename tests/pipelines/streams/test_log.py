@@ -23,12 +23,6 @@ HOUR_MS = 3_600_000
 NOON_MS = 1_700_049_600_000  # 2023-11-15 12:00 UTC
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, or of the files of a folder in the order of their names."""
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "files"
@@ -50,7 +44,14 @@ def test_events_lie_in_files_of_their_hours(streams: Any, folder: Path, tmp_path
     streams.send(topic, [streams.event(99, ts_ms=NOON_MS + 1)], 0)
     streams.catch_up(settings, store, job=LogJob(), folder=folder)
     store.close()
-    rows = {hour: read_rows(folder / f"hour=2023-11-15T{hour}") for hour in (12, 13, 14)}
+    rows = {
+        hour: [
+            row
+            for path in (folder / f"hour=2023-11-15T{hour}").iterdir()
+            for row in pq.ParquetFile(path).read().to_pylist()
+        ]
+        for hour in (12, 13, 14)
+    }
     assert {hour: len(found) for hour, found in rows.items()} == {12: 9, 13: 8, 14: 8}
     assert {row["ts_ms"] // HOUR_MS * HOUR_MS for row in rows[13]} == {NOON_MS + HOUR_MS}
     places = {(row["_partition"], row["_offset"]) for found in rows.values() for row in found}
@@ -73,7 +74,11 @@ def test_a_store_that_came_back_older_writes_no_row_twice(streams: Any, folder: 
     streams.send(topic, map(streams.event, range(20, 30)))
     restored = open_store(f"lmdb:{older}", settings.name)
     streams.catch_up(settings, restored, job=LogJob(), folder=folder)
-    rows = [row["_offset"] for path in folder.glob("hour=*/*.parquet") for row in read_rows(path)]
+    rows = [
+        row["_offset"]
+        for path in folder.glob("hour=*/*.parquet")
+        for row in pq.ParquetFile(path).read().to_pylist()
+    ]
     assert sorted(rows) == list(range(30))
     store.close()
     restored.close()
