@@ -14,7 +14,7 @@ import numpy as np
 
 from headwater.models.budgets.grid import Floats, Ints
 
-_ABOVE = (1.15, 2.0)
+_ABOVE = (1.01, 1.1, 1.5)
 """Factors on the guessed price at which a climb may start."""
 _SMALLEST = 1e-300
 _ROUNDING = 1e-12
@@ -88,6 +88,10 @@ class _Climb:
         self.amount_RC = limits.floor_RC.copy()
         self.left_R = limits.total_R - self.amount_RC.sum(1)
         self.tiny_R = _ROUNDING * limits.total_R
+        # No step costs less; one from a floor may cost anything.
+        self.least_R = self.tiny_R
+        if not self.is_bounded:
+            self.least_R = np.full(len(self.tiny_R), np.diff(arm_K).min()) - self.tiny_R
         self.at_RC: Ints = np.searchsorted(arm_K, self.amount_RC, side="right") - 1
         num_rows, num_channels, _ = index_RCK.shape
         self.slope_RC = np.empty((num_rows, num_channels))
@@ -140,6 +144,9 @@ class _Climb:
             channels = self.slope_RC[rows].argmax(1)
             gains = self.slope_RC[rows, channels] > 0
             rows, channels = rows[gains], channels[gains]
+            out = self.left_R[rows] < self.least_R[rows]
+            self._block(rows[out], channels[out])
+            rows, channels = rows[~out], channels[~out]
             if not len(rows):
                 return
             arms = self.next_RC[rows, channels]

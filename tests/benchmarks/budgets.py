@@ -136,16 +136,16 @@ def speed(*, rounds: int = 9, rows: int = 10_000, channels: int = 10, arms: int 
     scale_RC = rng.uniform(0.2, 2.0, (rows, channels))
     limits = Limits.of_total(np.ones(rows), channels)
 
-    def learner() -> SgdUcb:
+    def learner(*, pace: bool) -> SgdUcb:
         config = SgdUcbConfig(horizon=10_000, arms=arms)
         found = SgdUcb(config, Problem(np.ones(rows), np.full(rows, 0.5)), channels)
         for _ in range(arms + 10):
-            budget_RC = found.paced(limits).budget_RC
+            budget_RC = found.paced(limits).budget_RC if pace else found.unpaced()
             noise = rng.uniform(0.8, 1.2, budget_RC.shape)
             found.observe(budget_RC, scale_RC * np.sqrt(budget_RC) * noise)
         return found
 
-    paced, unpaced = learner(), learner()
+    paced, unpaced = learner(pace=True), learner(pace=False)
     times = interleave(
         {
             "argmax": _timed(lambda: np.argmax(first - second, axis=-1)),
