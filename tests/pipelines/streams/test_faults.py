@@ -99,6 +99,8 @@ def harness(streams: Any, tmp_path: Path) -> Harness:
     return Harness(streams, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_kill_at_each_step_loses_nothing_and_doubles_nothing(harness: Harness) -> None:
     for step, times in STEPS:
         assert harness.member(step=step, times=times) == -signal.SIGKILL, step
@@ -106,6 +108,8 @@ def test_a_kill_at_each_step_loses_nothing_and_doubles_nothing(harness: Harness)
     assert harness.wrong() == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_check_finds_what_is_lost_without_republishing(harness: Harness) -> None:
     assert harness.member() == 0
     assert harness.member(step="after store commit") == -signal.SIGKILL
