@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 SERVING = Path(__file__).resolve().parents[2] / "serving"
@@ -78,3 +80,25 @@ def test_kinds_import_only_what_does_not_know_them() -> None:
         for other in imports(module) & knowing
     ]
     assert wrong == []
+
+
+def test_a_service_of_scorers_loads_neither_faiss_nor_pyarrow(shop: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import headwater.serving.protocols.table; "
+        "from headwater.serving.release import load_release; "
+        f"load_release(Path({str(shop / 'shop' / '1')!r})); "
+        "print(sorted({'faiss', 'pyarrow', 'polars', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_faiss_and_pyarrow_are_imported_by_the_retriever_alone() -> None:
+    importing = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        and any(alias.name.split(".")[0] in ("faiss", "pyarrow") for alias in node.names)
+    }
+    assert importing == {"kinds.retriever"}
