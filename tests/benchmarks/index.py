@@ -2,10 +2,11 @@
 
     .venv/bin/python tests/benchmarks/index.py [--items 100000 1000000]
 
-Generated vectors of 64 numbers, clustered and of low rank, and queries of the same kind. Up to 200,000 items
-every vector is compared, above that the index has cells, tuned to a recall of .95 at 100. Each side answers the
-same queries one by one with 100 items, on one thread, in turn: ours with its checks and its order of equal scores,
-bare with the same index and parameters. A filter that 1 % of the items pass is timed too.
+Generated vectors of 64 numbers, clustered and of low rank, and queries of the same kind. Up to 200,000
+items every vector is compared, above that the index has cells, tuned to a recall of .95 at 100. Each side
+answers the same queries one by one with 100 items, on one thread, in turn: ours with its checks and its
+order of equal scores, bare with the same index and parameters. A filter that 1 % of the items pass is
+timed too.
 """
 
 from __future__ import annotations
