@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "recommend": (
         "headwater.pipelines.commands.steps:recommend",
-        "Recommend items to a file of queries with a release, without torch.",
+        "Recommend items to a file of queries.",
     ),
     "serve": ("headwater.serving.command:serve", "Serve a folder of releases over HTTP."),
     "schema": ("headwater.pipelines.commands.steps:schema", "Print the JSON Schema of a job file."),

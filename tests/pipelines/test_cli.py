@@ -133,8 +133,8 @@ def test_absent_package_names_the_extra(
     ("module", "remedies"),
     [
         ("simdjson", ["headwater[train]", "headwater[serve]"]),
-        ("prometheus_client", ["headwater[serve]"]),
-        ("onnxruntime", ["headwater[train]", "headwater[serve]"]),
+        ("prometheus_client", ["headwater[serve]", "headwater[stream]"]),
+        ("onnxruntime", ["headwater[train]", "headwater[serve]", "headwater[stream]"]),
         ("sklearn", []),
     ],
 )

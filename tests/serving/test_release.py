@@ -77,7 +77,7 @@ def test_every_byte_of_the_manifest_that_matters_is_checked(release: Path) -> No
     [
         ({"format_version": 3}, "format_version: expected 1 or 2, found 3"),
         ({"format_version": "1"}, "Expected `int`, got `str`"),
-        ({"kind": "oracle"}, "kind: expected 'scorer', found 'oracle'"),
+        ({"kind": "oracle"}, "kind: expected 'scorer' or 'retriever', found 'oracle'"),
         ({"graphs": {}}, r"graphs: expected 'score', found \[\]"),
         ({"artefacts": {"items": "items.arrow"}}, r"files: items\.arrow is not listed"),
         ({"golden": {"rows": {}, "outputs": {}, "tolerance": 1e-6}}, "golden: expected rows"),

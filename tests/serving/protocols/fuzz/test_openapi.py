@@ -113,8 +113,10 @@ def _ask(target: Any, case: Case[Any], session: requests.Session, *, is_compared
     body: Any = case.body
     rows: list[dict[str, Any]] | None = None
     name = ""
-    # Of the model that fills a template, the template says nothing; nor does a schema of binary data.
-    is_precise = case.method == "GET" or ("{" not in path and case.media_type == JSON)
+    # Of the model that fills a template, the template says nothing; nor does a schema of binary data, nor
+    # that of recommendations where no retriever is served.
+    says_nothing = "{" in path or path in ("/v1/recommend", "/v1/similar")
+    is_precise = case.method == "GET" or (not says_nothing and case.media_type == JSON)
     if case.meta.generation.mode.is_positive and is_precise and case.method == "POST":
         case.headers.pop(HEAD_LENGTH, None)
         if path == "/v1/rank":
