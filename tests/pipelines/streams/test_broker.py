@@ -15,6 +15,8 @@ from headwater.feature_store.errors import InputError
 from headwater.pipelines.streams.broker import SERVERS_VARIABLE, Broker, running_broker
 from headwater.pipelines.streams.kafka_python import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
+pytestmark = pytest.mark.usefixtures("servers")  # which skips where Kafka's jars cannot be had
+
 
 def read(servers: str, topic: str, count: int) -> list[bytes]:
     """Return the values of the first `count` messages."""
