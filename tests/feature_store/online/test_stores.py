@@ -51,28 +51,34 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return address
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Valkey:
     """A Valkey server on a folder, as a context manager."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         self._command = [
             *(str(get_binary_path()), "--port", str(port), "--dir", str(folder)),
+            # By default 10,000 above the other one, which may be beyond all ports.
+            *("--cluster-port", str(free_port())),
             *(options or ("--appendonly", "yes")),
         ]
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with redis.Redis.from_url(self.url) as client:
-            for _ in range(1000):
+            while self._process.poll() is None:
                 with suppress(redis.ConnectionError):
                     client.ping()
                     return self
                 time.sleep(0.01)
-        raise AssertionError("no answer from Valkey")
+        raise AssertionError(f"Valkey ended with status {self._process.returncode}")
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
