@@ -91,7 +91,8 @@ def vector_graph(
         layers = model.read_layers()
         assert layers is not None, "a history becomes a vector by layers"
         given = {"token_BLD": token, "length_B": known}
-        merged = graph.merge(_layers(layers, rows.shape[1]), given, prefix="layers/")
+        made = _layers(layers, rows.shape[1], opset)
+        merged = graph.merge(made, given, prefix="layers/")
         vector = graph.add("Identity", [merged], VECTOR)
         known = graph.add("Identity", [known], KNOWN)
     outputs = [
@@ -252,7 +253,7 @@ def _column(name: str, values: NDArray[np.generic]) -> StackedTable:
     return StackedTable(name, [(values if len(values) else np.zeros(1, values.dtype))[:, None]])
 
 
-def _layers(layers: nn.Module, dim: int) -> ModelProto:
+def _layers(layers: nn.Module, dim: int, opset: int) -> ModelProto:
     """Return the layers as torch exports them, from `token_BLD` and `length_B` to vectors."""
     batch, width = torch.export.Dim("N"), torch.export.Dim("W")
     return exported(
@@ -261,4 +262,5 @@ def _layers(layers: nn.Module, dim: int) -> ModelProto:
         ({0: batch, 1: width}, {0: batch}),
         inputs=("token_BLD", "length_B"),
         output="vector",
+        opset=opset,
     )

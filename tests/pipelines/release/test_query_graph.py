@@ -119,6 +119,18 @@ def test_the_best_items_are_those_of_the_scores_that_are_allowed(
     assert np.take_along_axis(allowed_BI, item_BK, 1)[finite].all()
 
 
+def test_layers_have_the_operator_set_of_the_graph(tmp_path: Path) -> None:
+    model = SASRec(SASRecConfig(embedding_dim=4, max_length=LONGEST), LOG).eval()
+    path = tmp_path / "query.onnx"
+    vector_graph(SCHEMA, model, longest=LONGEST, opset=20).write(path)
+    session = onnxruntime.InferenceSession(path)
+    column = Input(name="what", dtype="string", is_list=True)
+    outputs: Any = session.run(["vector"], columns_to_arrays([column], {"what": [["a", "b"]]}))
+    with torch.no_grad():
+        expected_BD = model.queries(asked([["a", "b"]], LONGEST)).numpy()
+    assert np.allclose(outputs[0], expected_BD, atol=1e-6)
+
+
 def test_a_large_table_lies_beside_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
