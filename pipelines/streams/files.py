@@ -7,7 +7,6 @@ writer wakes up.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from headwater.feature_store.errors import HeadwaterError, OutputError
 from headwater.feature_store.online.store import Partition
+from headwater.pipelines.output import sync
 from headwater.pipelines.streams.effects import File, Rename
 
 STAGED = ".staged"
@@ -30,7 +30,7 @@ def stage(folder: Path, file: File, start: int) -> Rename:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(file.rows, path, compression="zstd")
-        _sync(path)
+        sync(path)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise OutputError(
@@ -54,7 +54,7 @@ def finish(folder: Path, renames: Iterable[Rename]) -> None:
                     f"partition {rename.place.partition}, from offset {rename.place.offset} are lost here; "
                     "`headwater stream reset STREAM.toml` writes all again from the topic."
                 ) from None
-        _sync(final.parent)
+        sync(final.parent)
 
 
 def clear_staged(folder: Path, partition: Partition, stored: int, named: set[str]) -> None:
@@ -64,11 +64,3 @@ def clear_staged(folder: Path, partition: Partition, stored: int, named: set[str
         start, _, _ = path.name.removeprefix(prefix).partition("-")
         if start.isdigit() and int(start) < stored and f"{STAGED}/{path.name}" not in named:
             path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
