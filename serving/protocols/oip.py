@@ -12,11 +12,8 @@ from importlib.metadata import version as installed_version
 import msgspec
 
 from headwater.serving.errors import (
-    DeadlineError,
     NotReadyError,
-    QueueFullError,
     RequestError,
-    TooLargeError,
     UnknownError,
     shorten,
     unknown_name,
@@ -43,6 +40,7 @@ from headwater.serving.protocols.oip_schemas import (
 )
 from headwater.serving.protocols.oip_tensors import decode_tensors
 from headwater.serving.protocols.routes import (
+    ASKING_ERRORS,
     JSON_TYPE,
     Form,
     Request,
@@ -191,14 +189,6 @@ def _answer(message: InferRequest, scorer: Scorer, scores: Array) -> Response:
     return response
 
 
-_INFER_ERRORS = (
-    RequestError,
-    UnknownError,
-    TooLargeError,
-    QueueFullError,
-    NotReadyError,
-    DeadlineError,
-)
 _MODEL_ERRORS = (UnknownError, NotReadyError)
 
 
@@ -217,7 +207,7 @@ def _model_routes(path: str) -> tuple[Route, ...]:
             kind=Scorer,
             bodies=(Form(JSON_TYPE, InferRequest), Form(BINARY_TYPE, BINARY)),
             answers=(Form(JSON_TYPE, InferResponse), Form(BINARY_TYPE, BINARY)),
-            headers=(HEAD_LENGTH_PARAMETER,), schemas_of=schemas_of, errors=_INFER_ERRORS,
+            headers=(HEAD_LENGTH_PARAMETER,), schemas_of=schemas_of, errors=ASKING_ERRORS,
         ),
     )  # fmt: skip
 

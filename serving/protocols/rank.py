@@ -8,13 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from headwater.serving.errors import (
-    DeadlineError,
     Misfit,
-    NotReadyError,
-    QueueFullError,
     RequestError,
-    TooLargeError,
-    UnknownError,
     shorten,
 )
 from headwater.serving.kinds.scorer import Scorer
@@ -24,6 +19,7 @@ from headwater.serving.operations.score import score
 from headwater.serving.protocols.bodies import decoded
 from headwater.serving.protocols.json_values import any_json, decode_json, from_json
 from headwater.serving.protocols.routes import (
+    ASKING_ERRORS,
     JSON_TYPE,
     Form,
     Request,
@@ -36,6 +32,7 @@ from headwater.serving.protocols.value_schemas import (
     ANY_VALUE,
     JsonSchema,
     Score,
+    body_of_any,
     closed_object,
     example,
     value_schema,
@@ -220,16 +217,10 @@ def _from_columns(
 
 def schemas_of(path: str, models: Mapping[str, Model]) -> dict[str, JsonSchema]:
     """Return the body of a ranking request of any scorer that is loaded, for the only path."""
-    schemas = [
-        _rank_schema(release, is_newest=number == model.newest)
-        for model in models.values()
-        for number, release in model.versions.items()
-        if isinstance(release, Scorer)
-    ]
-    return {path: {"anyOf": schemas}} if schemas else {}
+    return body_of_any(path, models, Scorer, _rank_schema)
 
 
-def _rank_schema(scorer: Scorer, *, is_newest: bool) -> JsonSchema:
+def _rank_schema(scorer: Scorer, is_newest: bool) -> JsonSchema:
     """Return the body of `POST /v1/rank` for a release, with an example.
 
     Each input stands where its role puts it; the service takes it on either side.
@@ -294,13 +285,6 @@ ROUTES: tuple[Route, ...] = (
         bodies=(Form(JSON_TYPE, RankRequest),),
         answers=(Form(JSON_TYPE, RankResponse),),
         schemas_of=schemas_of,
-        errors=(
-            RequestError,
-            UnknownError,
-            TooLargeError,
-            QueueFullError,
-            NotReadyError,
-            DeadlineError,
-        ),
+        errors=ASKING_ERRORS,
     ),
 )

@@ -8,13 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from headwater.serving.errors import (
-    DeadlineError,
     Misfit,
-    NotReadyError,
-    QueueFullError,
     RequestError,
-    TooLargeError,
-    UnknownError,
 )
 from headwater.serving.kinds.retriever import Retriever
 from headwater.serving.kinds.scorer import Scorer
@@ -24,6 +19,7 @@ from headwater.serving.protocols.bodies import decoded
 from headwater.serving.protocols.json_values import decode_json
 from headwater.serving.protocols.rank import tensors_of
 from headwater.serving.protocols.routes import (
+    ASKING_ERRORS,
     JSON_TYPE,
     Form,
     Request,
@@ -31,7 +27,12 @@ from headwater.serving.protocols.routes import (
     Route,
     json_response,
 )
-from headwater.serving.protocols.value_schemas import JsonSchema, closed_object, value_schema
+from headwater.serving.protocols.value_schemas import (
+    JsonSchema,
+    body_of_any,
+    closed_object,
+    value_schema,
+)
 from headwater.serving.registry import Model
 from headwater.serving.service import Service
 from headwater.serving.tensors import Arrays
@@ -262,16 +263,10 @@ async def similar(service: Service, request: Request) -> Response:
 
 def schemas_of(path: str, models: Mapping[str, Model]) -> dict[str, JsonSchema]:
     """Return the body of a recommendation by any retriever that is loaded, for the only path."""
-    schemas = [
-        _schema(release, is_newest=number == model.newest)
-        for model in models.values()
-        for number, release in model.versions.items()
-        if isinstance(release, Retriever)
-    ]
-    return {path: {"anyOf": schemas}} if schemas else {}
+    return body_of_any(path, models, Retriever, _schema)
 
 
-def _schema(retriever: Retriever, *, is_newest: bool) -> JsonSchema:
+def _schema(retriever: Retriever, is_newest: bool) -> JsonSchema:
     """Return the body of `POST /v1/recommend` for a release, with an example."""
     manifest, wanted = retriever.manifest, retriever.retrieval.query
     own = closed_object({wanted: value_schema(retriever.asker)})
@@ -298,14 +293,6 @@ def _schema(retriever: Retriever, *, is_newest: bool) -> JsonSchema:
     }
 
 
-_ERRORS = (
-    RequestError,
-    UnknownError,
-    TooLargeError,
-    QueueFullError,
-    NotReadyError,
-    DeadlineError,
-)
 ROUTES: tuple[Route, ...] = (
     Route(
         "POST",
@@ -316,7 +303,7 @@ ROUTES: tuple[Route, ...] = (
         bodies=(Form(JSON_TYPE, RecommendRequest),),
         answers=(Form(JSON_TYPE, RecommendResponse),),
         schemas_of=schemas_of,
-        errors=_ERRORS,
+        errors=ASKING_ERRORS,
     ),
     Route(
         "POST",
@@ -326,6 +313,6 @@ ROUTES: tuple[Route, ...] = (
         kind=Retriever,
         bodies=(Form(JSON_TYPE, SimilarRequest),),
         answers=(Form(JSON_TYPE, SimilarResponse),),
-        errors=_ERRORS,
+        errors=ASKING_ERRORS,
     ),
 )

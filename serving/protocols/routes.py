@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
-from headwater.serving.errors import MethodError, RequestError, UnknownError, shorten
+from headwater.serving.errors import (
+    DeadlineError,
+    MethodError,
+    NotReadyError,
+    QueueFullError,
+    RequestError,
+    TooLargeError,
+    UnknownError,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from headwater.serving.admission import Turn
@@ -77,6 +86,16 @@ class Form:
     media_type: str
     schema: type[msgspec.Struct] | JsonSchema | None = None
 
+
+ASKING_ERRORS = (
+    RequestError,
+    UnknownError,
+    TooLargeError,
+    QueueFullError,
+    NotReadyError,
+    DeadlineError,
+)
+"""Errors of a handler that asks a release for rows."""
 
 Handler = Callable[["Service", Request], Awaitable[Response]]
 

@@ -8,13 +8,19 @@ A schema cannot say that lists are equally long or that a shape counts the value
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
 from headwater.feature_store.schema import INT64_MIN, Dtype
 from headwater.serving.manifest import Input
 
+if TYPE_CHECKING:
+    from headwater.serving.kinds import Release
+    from headwater.serving.registry import Model
+
+R = TypeVar("R", bound="Release")
 JsonSchema = dict[str, Any]
 
 Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -66,3 +72,22 @@ def example(column: Input) -> Any:
     """Return a value that an input takes."""
     value = EXAMPLES[column.dtype]
     return [value] if column.is_list else value
+
+
+def body_of_any(
+    path: str,
+    models: Mapping[str, Model],
+    kind: type[R],
+    schema_of: Callable[[R, bool], JsonSchema],
+) -> dict[str, JsonSchema]:
+    """Return the body that a path takes: that of any loaded release of a kind; nothing without one.
+
+    `schema_of` gets a release, and whether it is the newest of its model, which need not be named.
+    """
+    schemas = [
+        schema_of(release, number == model.newest)
+        for model in models.values()
+        for number, release in model.versions.items()
+        if isinstance(release, kind)
+    ]
+    return {path: {"anyOf": schemas}} if schemas else {}
