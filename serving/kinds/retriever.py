@@ -94,15 +94,14 @@ class Retriever:
         *,
         allowed: Mask | None,
         dropped: Sequence[npt.NDArray[np.int64]],
-    ) -> tuple[list[Found], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
-        """Return the `k` best items of each query, what is known of it [N], and its vector [N, D] if any.
+    ) -> tuple[list[Found], npt.NDArray[np.int64]]:
+        """Return the `k` best items of each query, and what is known of it [N].
 
         No answer has an item that is not `allowed` [I], or is among those `dropped` for its query.
         """
         if self.vectors is not None:
             outputs = self.run(arrays)
-            vector_ND = outputs[VECTOR]
-            return self.search(vector_ND, k, allowed, dropped), outputs[KNOWN], vector_ND
+            return self.search(outputs[VECTOR], k, allowed, dropped), outputs[KNOWN]
         mask = np.ones((len(dropped), len(self.items)), np.bool_)
         if allowed is not None:
             mask &= allowed
@@ -111,7 +110,7 @@ class Retriever:
         outputs = self.run(arrays, k, mask)
         pairs = zip(outputs[ITEM], outputs[ITEM_SCORE], strict=True)
         found = [(items[np.isfinite(s)], s[np.isfinite(s)]) for items, s in pairs]
-        return found, outputs[KNOWN], None
+        return found, outputs[KNOWN]
 
     def answer(
         self,
@@ -122,7 +121,7 @@ class Retriever:
         dropped: Sequence[npt.NDArray[np.int64]],
     ) -> tuple[list[Found], npt.NDArray[np.int64]]:
         """Return the `k` best items of each query, and what is known of it, [N]: 0 for popular items."""
-        found, known, _ = self.retrieve(arrays, k, allowed=allowed, dropped=dropped)
+        found, known = self.retrieve(arrays, k, allowed=allowed, dropped=dropped)
         for row in np.flatnonzero(known == 0).tolist():
             found[row] = self.popular(k, allowed, dropped[row])
         return found, known
