@@ -171,20 +171,23 @@ class Retriever:
         if self.vectors is None:
             arrays = self.arrays([[self.items.ids[place] for place in places]])
             return self.retrieve(arrays, k, allowed=allowed, dropped=[own])[0][0]
-        mean_D = self.unit[own].mean(0)
-        mean_D /= max(float(np.linalg.norm(mean_D)), 1e-12)
-        score_I = self.unit @ mean_D
+        mean_D = self.unit(own).mean(0)
+        score_I = self.vectors @ (mean_D / _length(mean_D)) / self._item_lengths
         passing = np.ones(len(score_I), np.bool_) if allowed is None else allowed.copy()
         passing[own] = False
         kept = np.flatnonzero(passing)
         return _best(kept, score_I[kept], k)
 
-    @cached_property
-    def unit(self) -> npt.NDArray[np.float32]:
-        """Vectors of items of length 1, [I, D]."""
+    def unit(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return vectors of items, scaled to length 1, [n, D]."""
         assert self.vectors is not None, "asked before"
-        length_I1 = np.linalg.norm(self.vectors, axis=1, keepdims=True)
-        return np.asarray(self.vectors / np.maximum(length_I1, 1e-12), np.float32)
+        vector_nD = self.vectors[places]
+        return vector_nD / _length(vector_nD)[:, None]
+
+    @cached_property
+    def _item_lengths(self) -> npt.NDArray[np.float32]:
+        assert self.vectors is not None, "asked before"
+        return _length(self.vectors)
 
     def popular(self, k: int, allowed: Mask | None, dropped: npt.NDArray[np.int64]) -> Found:
         """Return the items with the most training events, for a query of which nothing is known."""
@@ -279,6 +282,11 @@ def _open_vectors(files: dict[str, Path], where: Path, num_items: int) -> tuple[
             f"the index and {num_items} items; {AGAIN}"
         )
     return vectors, index
+
+
+def _length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the lengths of vectors, never 0."""
+    return np.maximum(np.linalg.norm(vectors, axis=-1), np.float32(1e-12))
 
 
 def _best(places: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], k: int) -> Found:

@@ -139,7 +139,7 @@ async def _answer(
         order = np.arange(len(place_C))
     if wish.diversity > 0:
         with _timed(service, "rerank"):
-            unit_CD = retriever.unit[place_C[order]]
+            unit_CD = retriever.unit(place_C[order])
             order = order[mmr(score_C[order], unit_CD, wish.k, wish.diversity)]
     order = order[: wish.k]
     items = [Item(retriever.items.ids[place_C[place]], float(score_C[place])) for place in order]
@@ -151,7 +151,7 @@ async def _answer(
             if wish.ranker is not None:
                 item.rank_score = item.score
             if retriever.vectors is not None and len(history):
-                likeness = retriever.unit[history] @ retriever.unit[place_C[place]]
+                likeness = retriever.unit(history) @ retriever.unit(place_C[[place]])[0]
                 nearest = int(np.argmax(likeness))
                 item.nearest = retriever.items.ids[history[nearest]]
                 item.likeness = float(likeness[nearest])
